@@ -17,10 +17,13 @@ from __future__ import annotations
 EXIT_OK = 0
 EXIT_USER = 2
 EXIT_STOPPED = 75
+EXIT_STOPPED_UNSAVED = 3
 
 
 class VectorLMError(Exception):
     """A mistake or a condition that the user can cure; the message is all that is printed."""
+
+    said = False  # another rank has printed the same
 
 
 class ConfigError(VectorLMError):

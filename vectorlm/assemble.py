@@ -1,0 +1,276 @@
+"""Puts the parts of a training run together and runs it, on every rank. Floor 4, called by `train`."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import vectorlm
+from vectorlm.checkpoint import Checkpoints, read_state
+from vectorlm.config.load import config_to_dict
+from vectorlm.config.schema import Config, DatasetConfig
+from vectorlm.data.tokenize import load_tokenizer
+from vectorlm.dataset import Dataset
+from vectorlm.distributed import Ranks, connect, disconnect
+from vectorlm.errors import CheckpointError, DataError, VectorLMError
+from vectorlm.final_model import save_final_model
+from vectorlm.metrics import Metrics, Work
+from vectorlm.model.causal import CausalModel
+from vectorlm.model.load import Place, load_model, model_folder, read_config
+from vectorlm.optim import Schedule, build_optimizer, build_scaler
+from vectorlm.plan.flops import peak_flops, train_flops_per_token
+from vectorlm.steps import Position, Steps, warmup_steps
+from vectorlm.stop import StopFlag
+from vectorlm.trainer import Trainer
+
+# OPT and Phi return views from their blocks; transformers never changes them in place, which is all FSDP fears.
+warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins: at the beginning, or at a checkpoint."""
+
+    steps: Steps
+    position: Position
+    steps_done: int
+    folder: Path | None
+    state: dict[str, Any]
+
+    @property
+    def total_steps(self) -> int:
+        return self.steps_done + self.steps.remaining(self.position)
+
+
+def run(config: Config, dataset: DatasetConfig, stop: StopFlag) -> bool:
+    """Train; True if finished (the final model is written), False if stopped on request."""
+    ranks = connect(config.train_parameters.collective_timeout_minutes)
+    try:
+        trainer = assemble(config, dataset, ranks, stop)
+        try:
+            finished = trainer.fit()
+            if finished:
+                folder = save_final_model(
+                    trainer.model, config.model, config.train_parameters.output_dir, ranks
+                )
+                trainer.metrics.say(f"finished: {folder}")
+        finally:
+            trainer.metrics.close()
+        return finished
+    except VectorLMError as error:
+        error.said = not ranks.speaks_first(str(error))
+        raise
+    finally:
+        disconnect()
+
+
+def assemble(config: Config, dataset: DatasetConfig, ranks: Ranks, stop: StopFlag) -> Trainer:
+    train = config.train_parameters
+    data, evaluation = ranks.together(lambda: open_data(config, dataset, ranks))
+    checkpoints = None
+    if train.checkpointing_enabled:
+        checkpoints = Checkpoints(
+            train.output_dir, ranks, train.keep_checkpoints, train.allow_foreign_checkpoints
+        )
+    start, notes = find_start(config, dataset, data, checkpoints, ranks)
+
+    model = load_model(config.model, train, Place(ranks.rank, ranks.world, ranks.local_world, ranks.device))
+    optimizer = build_optimizer(train.optimizer, model.trainable().values())
+    schedule = Schedule(
+        train, optimizer, start.total_steps, warmup_steps(start.total_steps, train.warmup_ratio)
+    )
+    description = describe(config, dataset, data, model, ranks)
+    metrics = Metrics(config, description["config"], ranks.first, ranks.world, _work(model, data, ranks))
+    torch.manual_seed(train.seed + ranks.rank)
+    trainer = Trainer(
+        train=train,
+        ranks=ranks,
+        model=model,
+        optimizer=optimizer,
+        schedule=schedule,
+        scaler=build_scaler(train.effective_precision, ranks.device),
+        data=data,
+        evaluation=evaluation,
+        steps=start.steps,
+        checkpoints=checkpoints,
+        metrics=metrics,
+        stop=stop,
+        description=description,
+    )
+    for line in [*notes, *_facts(config, dataset, trainer, start)]:
+        metrics.say(line)
+    if start.folder:
+        trainer.restore(start.folder, start.state)
+        trainer.position = start.position
+    return trainer
+
+
+def open_data(
+    config: Config, dataset: DatasetConfig, ranks: Ranks
+) -> tuple[Dataset, Dataset | None]:
+    train = config.train_parameters
+
+    def opened(folder: str, micro_batch: int) -> Dataset:
+        return Dataset(
+            folder,
+            micro_batch=micro_batch,
+            rank=ranks.rank,
+            ranks=ranks.world,
+            max_seq_len=train.max_seq_len,
+            ignore_index=dataset.ignore_index,
+            seed=train.seed,
+        )
+
+    data = opened(dataset.train_ds, dataset.train_bs)
+    evaluation = opened(dataset.eval_ds, dataset.eval_bs) if dataset.eval_ds else None
+    if ranks.first:
+        _check_vocabulary(config, [d for d in (data, evaluation) if d])
+    return data, evaluation
+
+
+def _check_vocabulary(config: Config, datasets: list[Dataset]) -> None:
+    """Refuse data that was made with another tokenizer than the model's."""
+    folder = model_folder(config.model)
+    vocab_size = read_config(folder).get_text_config().vocab_size
+    fingerprint = load_tokenizer(str(folder)).sha256
+    for data in datasets:
+        if data.manifest.tokenizer_sha256 != fingerprint:
+            raise DataError(
+                f"{data.folder}: was prepared with another tokenizer than that of {config.model}; prepare it again: "
+                "python preprocess_data.py --config ..."
+            )
+        if data.manifest.max_token_id >= vocab_size:
+            raise DataError(
+                f"{data.folder}: holds token {data.manifest.max_token_id}, but {config.model} has a vocabulary of "
+                f"{vocab_size}; its tokenizer has tokens that the model does not know: resize the model's embeddings"
+            )
+
+
+def find_start(
+    config: Config,
+    dataset: DatasetConfig,
+    data: Dataset,
+    checkpoints: Checkpoints | None,
+    ranks: Ranks,
+) -> tuple[Start, list[str]]:
+    """The beginning, or the newest sound checkpoint; with what the person should know about it."""
+    train = config.train_parameters
+    asked = dataset.train_bs * train.gradient_accumulation_steps * ranks.world
+    fresh = Start(Steps(len(data.rows), asked, train.epochs), Position(), 0, None, {})
+    if checkpoints is None:
+        return fresh, []
+    if ranks.first:
+        checkpoints.remove_unfinished()
+    found = checkpoints.find()
+    notes = [f"skipped checkpoint {name}: {problem}" for name, problem in found.skipped.items()]
+    if found.folder is None:
+        return fresh, notes
+    state = ranks.from_first(read_state(found.folder) if ranks.first else {})
+    _refuse_changes(config, data, state)
+    batch = _global_batch(config, dataset, state, asked)
+    steps = replace(fresh.steps, global_batch=batch)
+    position = Position(state["epoch"], state["row"])
+    if position.row >= len(data.rows):  # only after a change that was allowed
+        position = Position(position.epoch + 1, 0)
+    notes.append(f"resuming from {found.folder}: step {state['step']}, epoch {steps.epoch_at(position):.2f}")
+    if batch != asked:
+        per_rank = math.ceil(batch / (dataset.train_bs * ranks.world))
+        notes.append(
+            f"the global batch stays {batch} rows, as on {state['world']} ranks: {per_rank} micro-batches a step now"
+        )
+    return Start(steps, position, state["step"], found.folder, state), notes
+
+
+def _refuse_changes(config: Config, data: Dataset, state: dict[str, Any]) -> None:
+    train = config.train_parameters
+    changes = []
+    if state["data"] != data.fingerprint:
+        changes.append("the training data")
+    if state["seed"] != train.seed:
+        changes.append(f"train_parameters.seed (was {state['seed']}, is {train.seed})")
+    if state["max_seq_len"] != train.max_seq_len:
+        changes.append("train_parameters.max_seq_len")
+    if changes and not train.resume_despite_changes:
+        raise CheckpointError(
+            f"{train.output_dir}: its checkpoints were made with other settings; changed: {', '.join(changes)}. The "
+            "run would not see every row once. Put them back, use another output_dir, or set "
+            "train_parameters.resume_despite_changes: true"
+        )
+
+
+def _global_batch(config: Config, dataset: DatasetConfig, state: dict[str, Any], asked: int) -> int:
+    """The checkpoint's, unless the file asks for another one: rows a rank learns in a step."""
+    train = config.train_parameters
+    a_rank = dataset.train_bs * train.gradient_accumulation_steps
+    if asked == state["global_batch"] or a_rank == state["rank_batch"]:
+        return int(state["global_batch"])
+    if train.resume_despite_changes:
+        return asked
+    raise CheckpointError(
+        f"{train.output_dir}: its checkpoint was made with {state['global_batch']} rows a step "
+        f"({state['rank_batch']} on each of {state['world']} ranks), train_bs x gradient_accumulation_steps x ranks is "
+        f"{asked} now. Put dataset.train_bs and train_parameters.gradient_accumulation_steps back (the batch then "
+        "stays what it was on any number of ranks), or set train_parameters.resume_despite_changes: true"
+    )
+
+
+def describe(
+    config: Config, dataset: DatasetConfig, data: Dataset, model: CausalModel, ranks: Ranks
+) -> dict[str, Any]:
+    """What a checkpoint says of its run."""
+    train = config.train_parameters
+    return {
+        "vectorlm": vectorlm.__version__,
+        "torch": torch.__version__,
+        "kind": "lora" if model.adapters else "full",
+        "config": config_to_dict(config),
+        "peft_config": _jsonable(model.adapters.to_dict()) if model.adapters else None,
+        "names": model.saved_names(),
+        "data": data.fingerprint,
+        "seed": train.seed,
+        "max_seq_len": train.max_seq_len,
+        "rank_batch": dataset.train_bs * train.gradient_accumulation_steps,
+        "device": ranks.device.type,
+    }
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set)):
+        return [_jsonable(item) for item in (sorted(value) if isinstance(value, set) else value)]
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+
+
+def _work(model: CausalModel, data: Dataset, ranks: Ranks) -> Work:
+    config = model.module.config.get_text_config()
+    hidden, layers = config.hidden_size, config.num_hidden_layers
+    weights = sum(p.numel() for p in model.module.parameters())
+    if not config.tie_word_embeddings:
+        weights -= config.vocab_size * hidden  # looked up, not multiplied
+    context = data.manifest.tokens / max(data.manifest.documents, data.manifest.rows)
+    flops = train_flops_per_token(weights, layers, hidden, context, model.adapters is None)
+    peak = None
+    if ranks.device.type == "cuda":
+        peak = peak_flops(torch.cuda.get_device_name(ranks.device))
+    return Work(flops, peak * ranks.world if peak else None)
+
+
+def _facts(config: Config, dataset: DatasetConfig, trainer: Trainer, start: Start) -> list[str]:
+    train, ranks, model = config.train_parameters, trainer.ranks, trainer.model
+    every = sum(p.numel() for p in model.module.parameters())
+    trained = sum(p.numel() for p in model.trainable().values())
+    device = "CPU" if ranks.device.type == "cpu" else torch.cuda.get_device_name(ranks.device)
+    steps = trainer.steps
+    return [
+        f"model {config.model}: {every:,} parameters, {trained:,} trained",
+        f"{ranks.world} ranks on {device}: {train.sharding_strategy}, {train.effective_precision}",
+        f"attention: {model.attention.kernel}, {model.attention.reason}",
+        f"data {dataset.train_ds}: {steps.rows:,} rows, {trainer.data.manifest.tokens:,} tokens",
+        f"{start.total_steps:,} steps of {steps.global_batch} rows, {train.epochs} epochs of {steps.per_epoch:,} steps",
+    ]

@@ -1,0 +1,335 @@
+"""Checkpoints: sharded tensors and JSON, written whole or not at all. Floor 2, used by `trainer` and `export`.
+
+    checkpoints/step_00000500/
+        __0_0.distcp ...  tensors, a file a rank, through torch.distributed.checkpoint
+        .metadata         DCP's index of them (read with weights_only=True)
+        state.json        position, schedule, scaler, config, names
+        MANIFEST.json     size and SHA-256 of every file; written last
+
+A folder without a matching MANIFEST.json does not count as a checkpoint.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import filesystem, metadata
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.tensor import DTensor
+
+from vectorlm.distributed import Ranks
+from vectorlm.errors import CheckpointError
+
+MANIFEST = "MANIFEST.json"
+STATE = "state.json"
+FORMAT = 1
+_STEP = re.compile(r"step_(\d{8,})$")
+_UNFINISHED = ".unfinished-"
+# All that DCP's index is made of; nothing else may be built from the file.
+_INDEX_CLASSES: list[Any] = [
+    metadata.Metadata,
+    metadata.MetadataIndex,
+    metadata.TensorStorageMetadata,
+    metadata.TensorProperties,
+    metadata.ChunkStorageMetadata,
+    metadata.StorageMeta,
+    metadata._MEM_FORMAT_ENCODING,
+    filesystem._StorageInfo,
+    torch.Size,
+]
+
+
+@dataclass
+class Found:
+    """The newest sound checkpoint, and what was wrong with newer ones."""
+
+    folder: Path | None
+    skipped: dict[str, str] = field(default_factory=dict)
+
+
+def folder_of(output_dir: str | Path) -> Path:
+    return Path(output_dir) / "checkpoints"
+
+
+def step_folders(output_dir: str | Path) -> list[Path]:
+    """Every folder named as a checkpoint, newest first."""
+    root = folder_of(output_dir)
+    found = [path for path in root.glob("step_*") if _STEP.match(path.name)] if root.is_dir() else []
+    return sorted(found, key=step_of, reverse=True)
+
+
+def step_of(folder: Path) -> int:
+    match = _STEP.match(folder.name)
+    assert match, folder
+    return int(match[1])
+
+
+class Checkpoints:
+    """The checkpoints of a run, written and read by all its ranks together."""
+
+    def __init__(self, output_dir: str, ranks: Ranks, keep: int, allow_foreign: bool) -> None:
+        self.root = folder_of(output_dir)
+        self.output_dir = output_dir
+        self.ranks, self.keep, self.allow_foreign = ranks, keep, allow_foreign
+
+    def save(self, step: int, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> Path:
+        final = self.root / f"step_{step:08d}"
+        token = self.ranks.from_first(uuid.uuid4().hex[:12])
+        unfinished = self.root / f"{_UNFINISHED}{final.name}-{token}"
+        needed = int(self.ranks.sum([_local_bytes(tensors)])[0])
+        self.ranks.together(lambda: self._prepare(unfinished, needed))
+        try:
+            manifest = self._write(unfinished, tensors, state)
+            self.ranks.together(lambda: self._publish(unfinished, final, manifest))
+        except (CheckpointException, CheckpointError) as error:
+            problem = _problem(error)
+            if self.ranks.first:
+                shutil.rmtree(unfinished, ignore_errors=True)
+            raise CheckpointError(_not_saved(final, needed, problem)) from None
+        return final
+
+    def _prepare(self, unfinished: Path, needed: int) -> None:
+        if not self.ranks.first:
+            return
+        try:
+            os.makedirs(unfinished, mode=0o700)
+            os.chmod(self.root, 0o700)
+            free = shutil.disk_usage(unfinished).free
+        except OSError as error:
+            raise CheckpointError(f"{self.root}: cannot be written: {error}") from error
+        if free < needed:
+            unfinished.rmdir()
+            raise CheckpointError(_not_saved(unfinished.parent, needed, OSError(errno.ENOSPC, "")))
+
+    def _write(
+        self, unfinished: Path, tensors: dict[str, torch.Tensor], state: dict[str, Any]
+    ) -> dict[str, Any]:
+        dcp.save(tensors, storage_writer=_Writer(unfinished))
+        files: dict[str, Any] = {}
+        for part in self.ranks.gather(_or_problem(lambda: self._finish_files(unfinished, state))):
+            if isinstance(part, OSError):
+                raise CheckpointError(part)
+            files |= part
+        return {"format": FORMAT, "files": dict(sorted(files.items()))}
+
+    def _finish_files(self, folder: Path, state: dict[str, Any]) -> dict[str, Any]:
+        """Hash what this rank wrote; the first rank adds what is written once."""
+        names = [path.name for path in folder.glob(f"__{self.ranks.rank}_*")]
+        if self.ranks.first:
+            write_json(folder / STATE, state)
+            names += [STATE, ".metadata"]
+        return {name: _entry(folder / name) for name in names}
+
+    def _publish(self, unfinished: Path, final: Path, manifest: dict[str, Any]) -> None:
+        if not self.ranks.first:
+            return
+        try:
+            write_json(unfinished / MANIFEST, manifest)
+            _sync_folder(unfinished)
+            if final.exists():  # damaged, or from a run that was cut off: ours is sound
+                os.rename(final, unfinished.with_name(unfinished.name + "-replaced"))
+            os.rename(unfinished, final)
+            _sync_folder(self.root)
+        except OSError as error:
+            raise CheckpointError(error) from error
+        self._prune(step_of(final))
+
+    def _prune(self, newest: int) -> None:
+        older = [f for f in step_folders(self.output_dir) if step_of(f) <= newest]
+        for folder in older[self.keep :]:
+            shutil.rmtree(folder, ignore_errors=True)
+        self.remove_unfinished(suffix="-replaced")
+
+    def remove_unfinished(self, suffix: str = "") -> None:
+        """Remove what interrupted saves left behind; only at the start, before any save."""
+        for folder in self.root.glob(f"{_UNFINISHED}*{suffix}"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def find(self) -> Found:
+        """The newest checkpoint that is complete and whose every byte is as written."""
+        found = Found(None)
+        for folder in self.ranks.from_first(step_folders(self.output_dir)):
+            problem = self._check(folder)
+            if problem is None:
+                return Found(folder, found.skipped)
+            found.skipped[folder.name] = problem
+        return found
+
+    def _check(self, folder: Path) -> str | None:
+        self.ranks.together(lambda: check_owner(folder, self.allow_foreign))
+        mine = _or_message(lambda: verify(folder, self.ranks.rank, self.ranks.world))
+        problems = [problem for problem in self.ranks.gather(mine) if problem]
+        return problems[0] if problems else None
+
+    def load(self, folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+        """Fill `tensors` in place; they may be sharded otherwise than when they were saved."""
+        try:
+            dcp.load(tensors, storage_reader=_Reader(folder))
+        except CheckpointException as error:
+            cause = _problem(error)
+            raise CheckpointError(
+                f"{folder}: does not fit this run: {cause}; was it made with another model or other adapters?"
+            ) from error
+
+
+def check_owner(folder: Path, allow_foreign: bool) -> None:
+    owner = folder.stat().st_uid
+    if owner != os.geteuid() and not allow_foreign:
+        raise CheckpointError(
+            f"{folder}: belongs to user {owner}, not to you ({os.geteuid()}); if you trust it, set "
+            "train_parameters.allow_foreign_checkpoints: true"
+        )
+
+
+def verify(folder: Path, part: int = 0, parts: int = 1) -> None:
+    """Check every `parts`-th file of a checkpoint against its manifest; all are checked by default."""
+    manifest = _read_json(folder / MANIFEST)
+    for name, entry in sorted(manifest["files"].items())[part::parts]:
+        path = folder / name
+        if not path.exists():
+            raise CheckpointError(f"{name} is missing")
+        if path.stat().st_size != entry["bytes"]:
+            raise CheckpointError(f"{name} has {path.stat().st_size} bytes, not {entry['bytes']}")
+        if _sha256(path) != entry["sha256"]:
+            raise CheckpointError(f"{name} is damaged (its SHA-256 differs)")
+
+
+def newest(output_dir: str | Path) -> Path | None:
+    """The newest sound checkpoint, for one process."""
+    for folder in step_folders(output_dir):
+        try:
+            verify(folder)
+        except CheckpointError:
+            continue
+        return folder
+    return None
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    return _read_json(folder / STATE)
+
+
+def read_parameters(folder: Path, verify_files: bool = True) -> Iterator[tuple[str, torch.Tensor]]:
+    """The trained parameters one at a time, whole, on the host, under the names of the exported model."""
+    if verify_files:
+        verify(folder)
+    names = read_state(folder)["names"]
+    reader = _Reader(folder)
+    index = reader.read_metadata().state_dict_metadata
+    for name, saved_name in names.items():
+        entry = index[f"model.{name}"]
+        tensor = torch.empty(entry.size, dtype=entry.properties.dtype)
+        dcp.load({f"model.{name}": tensor}, storage_reader=_Reader(folder), no_dist=True)
+        yield saved_name, tensor
+
+
+class _Writer(dcp.FileSystemWriter):
+    """Writes DCP's index so that it can be read without free pickle."""
+
+    def finish(self, metadata: Any, results: Any) -> None:
+        super().finish(metadata, results)
+        path = Path(self.path) / ".metadata"
+        with open(path, "wb") as file:
+            torch.save(metadata, file)
+            os.fsync(file.fileno())
+
+
+class _Reader(dcp.FileSystemReader):
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Any:
+        with torch.serialization.safe_globals(_INDEX_CLASSES):
+            index = torch.load(Path(self.path) / ".metadata", weights_only=True)
+        index.storage_meta.load_id = self.load_id
+        return index
+
+
+def write_json(path: Path, value: Any) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path.name} is missing, so it was never finished") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path.name} cannot be read ({error})") from error
+
+
+def _entry(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _local_bytes(tensors: dict[str, torch.Tensor]) -> int:
+    local = (t.to_local() if isinstance(t, DTensor) else t for t in tensors.values())
+    return sum(t.numel() * t.element_size() for t in local)
+
+
+def _or_problem(work: Callable[[], dict[str, Any]]) -> dict[str, Any] | OSError:
+    try:
+        return work()
+    except OSError as error:
+        return error
+
+
+def _or_message(work: Callable[[], None]) -> str | None:
+    try:
+        work()
+    except CheckpointError as error:
+        return str(error)
+    return None
+
+
+def _problem(error: BaseException) -> BaseException:
+    """The cause inside DCP's exception, which carries one failure a rank."""
+    if isinstance(error, CheckpointException):
+        failures = [failure[0] for failure in error.failures.values()]
+        return next((f for f in failures if isinstance(f, OSError)), failures[0])
+    return error.args[0] if error.args and isinstance(error.args[0], OSError) else error
+
+
+def _not_saved(final: Path, needed: int, problem: BaseException) -> str:
+    root = final if final.exists() else final.parent
+    free = shutil.disk_usage(root).free
+    full = free < needed or (
+        isinstance(problem, OSError) and problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    )
+    why = "the disk is full or your quota is used up" if full else str(problem)
+    return (
+        f"{final}: the checkpoint could not be saved: {why} (needed {_gib(needed)}, free {_gib(free)}); earlier "
+        "checkpoints are intact. Make room or lower train_parameters.keep_checkpoints, then start again"
+    )
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB" if count >= 2**27 else f"{count / 2**20:.2f} MiB"

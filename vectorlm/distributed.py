@@ -1,0 +1,135 @@
+"""The ranks of a run: who they are, how they reach each other, and what they agree on. Floor 2."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from vectorlm.errors import ClusterError, VectorLMError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    rank: int
+    world: int
+    local_rank: int
+    local_world: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """The sums over ranks, in double precision, the same bits everywhere."""
+        tensor = torch.tensor(values, dtype=torch.float64)
+        if self.device.type != "cpu":
+            tensor = tensor.to(self.device)
+        dist.all_reduce(tensor)
+        return tensor.tolist()
+
+    def gather(self, value: T) -> list[T]:
+        """What every rank gave, in rank order, on every rank."""
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
+
+    def from_first(self, value: T) -> T:
+        """What the first rank gave."""
+        values = [value]
+        dist.broadcast_object_list(values, src=0)
+        return values[0]
+
+    def speaks_first(self, text: str) -> bool:
+        """Whether no other rank has said the same: ranks that fail alike say so once."""
+        try:
+            count = dist.distributed_c10d._get_default_store().add(f"said/{hashlib.sha1(text.encode()).hexdigest()}", 1)
+        except (RuntimeError, dist.DistError):  # the first rank, which holds the store, has left
+            return True
+        return count == 1
+
+    def barrier(self) -> None:
+        self.sum([0.0])
+
+    def together(self, work: Callable[[], T]) -> T:
+        """Run rank-local `work`; if it fails for the user's reasons on any rank, it fails on all."""
+        result, problem = None, None
+        try:
+            result = work()
+        except VectorLMError as error:
+            problem = error
+        problems = self.gather(None if problem is None else str(problem))
+        failed = {i: text for i, text in enumerate(problems) if text is not None}
+        if failed:
+            raise type(problem or VectorLMError())(_one_message(failed, self.world))
+        return result  # type: ignore[return-value]
+
+
+def _one_message(failed: dict[int, str], world: int) -> str:
+    if len(set(failed.values())) == 1 and len(failed) == world:
+        return next(iter(failed.values()))
+    return "\n".join(f"rank {rank}: {text}" for rank, text in failed.items())
+
+
+def connect(timeout_minutes: int) -> Ranks:
+    """Join the process group that the environment names (torchrun's variables), or be the only rank."""
+    rank, world = _variable("RANK", 0), _variable("WORLD_SIZE", 1)
+    local_rank, local_world = _variable("LOCAL_RANK", rank), _variable("LOCAL_WORLD_SIZE", world)
+    device = _device(local_rank)
+    timeout = timedelta(minutes=timeout_minutes)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    if os.environ.get("MASTER_ADDR") in ("127.0.0.1", "localhost"):
+        # A host's own name need not resolve; ranks of one machine meet on the loopback.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if _has_interface("lo") else "lo0")
+    try:
+        if world == 1 and "MASTER_ADDR" not in os.environ:
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        else:
+            dist.init_process_group(backend, timeout=timeout)
+    except (RuntimeError, ValueError, dist.DistError) as error:
+        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise ClusterError(
+            f"rank {rank} of {world} cannot reach the others at {where}: {error}; check MASTER_ADDR, "
+            "MASTER_PORT and the network interface (GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME)"
+        ) from error
+    return Ranks(rank, world, local_rank, local_world, device)
+
+
+def disconnect() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _variable(name: str, default: int) -> int:
+    text = os.environ.get(name, str(default))
+    try:
+        return int(text)
+    except ValueError:
+        raise ClusterError(f"the environment variable {name} is {text!r}; it must be a number") from None
+
+
+def _device(local_rank: int) -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    count = torch.cuda.device_count()
+    if local_rank >= count:
+        raise ClusterError(
+            f"local rank {local_rank} has no GPU: this node shows {count}; start one process a GPU"
+        )
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    return device
+
+
+def _has_interface(name: str) -> bool:
+    return any(name == found for _, found in socket.if_nameindex())

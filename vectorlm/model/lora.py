@@ -1,0 +1,95 @@
+"""LoRA through PEFT. Floor 2, called by `load`."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from torch import nn
+from transformers import PreTrainedModel
+
+from vectorlm.errors import ConfigError
+
+ADAPTER = "default"
+# Ways to begin that read or change the base weights: the base would have to be saved with the adapters.
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "eva", "lora_ga")
+
+
+def lora_config(arguments: dict[str, Any], base: str) -> LoraConfig:
+    where = "train_parameters.lora_peft_config"
+    try:
+        config = LoraConfig(**{"task_type": "CAUSAL_LM", "base_model_name_or_path": base, **arguments})
+    except TypeError as error:
+        raise ConfigError(f"{where}: {error}; allowed: the arguments of peft.LoraConfig") from error
+    except (ValueError, KeyError) as error:
+        raise ConfigError(f"{where}: {error}") from error
+    start = config.init_lora_weights
+    if isinstance(start, str) and start.startswith(_CHANGES_BASE):
+        raise ConfigError(
+            f"{where}.init_lora_weights: {start} changes the base model's weights, which adapters alone cannot "
+            "carry; allowed: true, gaussian, orthogonal, false"
+        )
+    return config
+
+
+def add_adapters(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
+    try:
+        return get_peft_model(model, config, adapter_name=ADAPTER)
+    except ValueError as error:
+        raise ConfigError(f"train_parameters.lora_peft_config: {error}") from error
+
+
+def needs_base_weights(config: LoraConfig) -> bool:
+    """Whether the adapters' first values are computed from the base weights."""
+    return bool(config.use_dora)
+
+
+def first_values(model: PeftModel, seed: int) -> dict[str, torch.Tensor]:
+    """The adapters' first values, whole and on the host; the same on any number of ranks.
+
+    `model` is on the meta device: PEFT's own initialisation is run on the adapters alone.
+    """
+    config = model.peft_config[ADAPTER]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for module in model.modules():
+            if isinstance(module, LoraLayer):
+                _materialise(module)
+                module.reset_lora_parameters(ADAPTER, config.init_lora_weights)
+    return {
+        name: param.detach().clone()
+        for name, param in model.named_parameters()
+        if param.requires_grad and not param.is_meta
+    }
+
+
+def _materialise(layer: LoraLayer) -> None:
+    for part_name in layer.adapter_layer_names:
+        parts = getattr(layer, part_name)
+        if ADAPTER not in parts:
+            continue
+        part = parts[ADAPTER]
+        if isinstance(part, nn.Module):
+            part.to_empty(device="cpu")
+        else:
+            parts[ADAPTER] = nn.Parameter(torch.empty_like(part, device="cpu"))
+
+
+def base_name(name: str) -> str:
+    """The base model's name of a parameter of the PEFT model."""
+    name = name.removeprefix("base_model.model.")
+    name = re.sub(rf"\.(modules_to_save\.{ADAPTER}|original_module)\.", ".", name)
+    return name.replace(".base_layer.", ".")
+
+
+def adapter_names(model: PeftModel) -> dict[str, str]:
+    """Parameter name -> the name PEFT saves it under, for every trainable parameter."""
+    marks = {
+        name: torch.empty(0) for name, param in model.named_parameters() if param.requires_grad
+    }
+    saved = get_peft_model_state_dict(model, state_dict=dict(marks), save_embedding_layers=False)
+    by_mark = {id(mark): name for name, mark in marks.items()}
+    return {by_mark[id(mark)]: name for name, mark in saved.items() if id(mark) in by_mark}

@@ -1,0 +1,136 @@
+"""The optimizer, the learning-rate schedule and the gradient scaler. Floor 2, built by `assemble`."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import lr_scheduler
+from transformers import get_scheduler
+
+from vectorlm.config.schema import PLATEAU_SCHEDULERS, TrainParameters
+from vectorlm.config.schema import Optimizer as OptimizerConfig
+from vectorlm.errors import ConfigError
+
+_NEED_MORE_THAN_GRADIENTS = ("LBFGS", "SparseAdam", "Optimizer")
+# Arguments of a schedule that the file already gives under other names.
+_GIVEN = {"num_warmup_steps": "warmup_ratio", "num_training_steps": "epochs"}
+WSD_DECAY_SHARE = 0.1
+
+
+def build_optimizer(
+    config: OptimizerConfig, parameters: Iterable[nn.Parameter]
+) -> torch.optim.Optimizer:
+    kind = getattr(torch.optim, config.name, None)
+    if config.name in _NEED_MORE_THAN_GRADIENTS or not (
+        inspect.isclass(kind) and issubclass(kind, torch.optim.Optimizer)
+    ):
+        names = [n for n in dir(torch.optim) if n[0].isupper() and n not in _NEED_MORE_THAN_GRADIENTS]
+        raise ConfigError(
+            f"train_parameters.optimizer.name: {config.name!r} is no optimizer of torch.optim that can be used here; "
+            f"allowed: {', '.join(names)}"
+        )
+    arguments = _arguments(config, set(inspect.signature(kind).parameters))
+    try:
+        return kind(list(parameters), **arguments)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"train_parameters.optimizer: {config.name}: {error}") from error
+
+
+def _arguments(config: OptimizerConfig, accepted: set[str]) -> dict[str, Any]:
+    given: dict[str, Any] = {}
+    for key in ("lr", "weight_decay", "betas", "eps"):
+        if key in accepted:
+            given[key] = getattr(config, key)
+        elif key in config.model_fields_set:
+            raise ConfigError(
+                f"train_parameters.optimizer.{key}: {config.name} has no such argument; remove the line"
+            )
+    if "fused" in accepted:
+        given["fused"] = True
+    return {**given, **config.kwargs}
+
+
+class Schedule:
+    """The learning rate: once an optimizer step, and, for those on a plateau, at evaluations."""
+
+    def __init__(
+        self, train: TrainParameters, optimizer: torch.optim.Optimizer, total_steps: int, warmup: int
+    ) -> None:
+        name = train.lr_scheduler_type
+        self._watches_loss = name in PLATEAU_SCHEDULERS
+        self._warmup = warmup if name in ("plateau-with-warmup", "plataeu-with-warmup") else 0
+        self._optimizer = optimizer
+        self._peaks = [group["lr"] for group in optimizer.param_groups]
+        self._steps = 0
+        self._inner = _scheduler(train, optimizer, total_steps, warmup)
+        self._warm()
+
+    def step(self) -> None:
+        """After an optimizer step."""
+        self._steps += 1
+        if self._watches_loss:
+            self._warm()
+        else:
+            self._inner.step()
+
+    def evaluated(self, loss: float) -> None:
+        if self._watches_loss and self._steps >= self._warmup:
+            self._inner.step(loss)
+
+    def _warm(self) -> None:
+        if self._steps < self._warmup:
+            for group, peak in zip(self._optimizer.param_groups, self._peaks, strict=True):
+                group["lr"] = peak * (self._steps + 1) / self._warmup
+
+    @property
+    def lr(self) -> float:
+        return float(self._optimizer.param_groups[0]["lr"])
+
+    def state(self) -> dict[str, Any]:
+        inner = {
+            key: value
+            for key, value in self._inner.state_dict().items()
+            if isinstance(value, (int, float, str, bool, list, type(None)))
+        }
+        rates = [float(group["lr"]) for group in self._optimizer.param_groups]
+        return {"steps": self._steps, "rates": rates, "inner": inner}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._steps = state["steps"]
+        self._inner.load_state_dict(state["inner"])
+        for group, rate in zip(self._optimizer.param_groups, state["rates"], strict=True):
+            group["lr"] = rate
+
+
+def _scheduler(
+    train: TrainParameters, optimizer: torch.optim.Optimizer, total_steps: int, warmup: int
+) -> Any:
+    name, kwargs = train.lr_scheduler_type, dict(train.lr_scheduler_kwargs)
+    for key in _GIVEN.keys() & kwargs:
+        raise ConfigError(
+            f"train_parameters.lr_scheduler_kwargs.{key}: follows from train_parameters.{_GIVEN[key]}; remove it"
+        )
+    try:
+        if name in ("plateau-with-warmup", "plataeu-with-warmup"):
+            return lr_scheduler.ReduceLROnPlateau(optimizer, **kwargs)
+        if name == "warmup_stable_decay":
+            kwargs.setdefault("num_decay_steps", math.ceil(total_steps * WSD_DECAY_SHARE))
+        return get_scheduler(
+            name,
+            optimizer,
+            num_warmup_steps=warmup,
+            num_training_steps=total_steps,
+            scheduler_specific_kwargs=kwargs,
+        )
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"train_parameters.lr_scheduler_kwargs: {name}: {error}") from error
+
+
+def build_scaler(precision: str, device: torch.device) -> torch.amp.GradScaler:
+    """Scales the loss for fp16's narrow range; for other precisions it changes nothing."""
+    return torch.amp.GradScaler(device.type, enabled=precision == "16-mixed")

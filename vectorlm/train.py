@@ -1,0 +1,83 @@
+"""The training door: `torchrun ... -m vectorlm.train --config F`, one process a rank. Floor 4.
+
+Exit codes: 0 finished; 2 the user's mistake; 75 stopped on request with everything saved (start again to go on).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import threading
+import time
+from collections.abc import Sequence
+
+from vectorlm.cli import add_config_arguments, run_door
+from vectorlm.config.load import load_config, required_section
+from vectorlm.errors import EXIT_OK, EXIT_STOPPED, EXIT_STOPPED_UNSAVED, ConfigError
+from vectorlm.stop import StopFlag
+
+LAUNCHER_VARIABLE = "VECTORLM_LAUNCHER_PID"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    stop = StopFlag()
+    stop.arm()  # before anything slow: a signal may come while libraries load
+    _leave_with_launcher()
+    parser = argparse.ArgumentParser(prog="vectorlm.train", description="Train on the ranks that were started.")
+    add_config_arguments(parser)
+    arguments = parser.parse_args(argv)
+    return run_door(lambda: train(arguments.config, arguments.overrides, stop))
+
+
+def train(config_path: str, overrides: Sequence[str], stop: StopFlag) -> int:
+    try:
+        config = load_config(config_path, overrides)
+        dataset = required_section(config, "dataset", config_path)
+    except ConfigError as error:
+        error.said = os.environ.get("RANK", "0") != "0"  # every rank reads the same file
+        raise
+    _quiet_libraries()
+    from vectorlm.assemble import run
+
+    if run(config, dataset, stop):
+        return EXIT_OK
+    if config.train_parameters.checkpointing_enabled:
+        _say(f"stopped by {_name(stop)}: everything is saved; start the same command again to go on")
+        return EXIT_STOPPED
+    _say(f"stopped by {_name(stop)}: checkpointing_enabled is false, so nothing was saved")
+    return EXIT_STOPPED_UNSAVED
+
+
+def _name(stop: StopFlag) -> str:
+    return stop.received.name if stop.received else "another rank"
+
+
+def _say(text: str) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        print(text, flush=True)
+
+
+def _quiet_libraries() -> None:
+    """Nothing is fetched while training, and libraries' progress bars stay out of the log."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+def _leave_with_launcher() -> None:
+    """A rank whose launcher was killed has nobody to tell it; it ends itself."""
+    launcher = os.environ.get(LAUNCHER_VARIABLE)
+    if not launcher:
+        return
+
+    def watch() -> None:
+        while os.getppid() == int(launcher):
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="launcher-watch").start()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

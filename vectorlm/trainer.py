@@ -1,0 +1,243 @@
+"""Trainer: the loop, nothing else. Floor 3; its parts are made and put together by `assemble`.
+
+The loss of a step is the sum of token losses over ALL supervised tokens of the step (ranks x micro-batches)
+divided by their count, so it does not matter how rows fall on ranks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from vectorlm.checkpoint import Checkpoints
+from vectorlm.config.schema import TrainParameters
+from vectorlm.dataset import Dataset, Group
+from vectorlm.distributed import Ranks
+from vectorlm.errors import TrainingError
+from vectorlm.metrics import Metrics
+from vectorlm.model.causal import CausalModel
+from vectorlm.optim import Schedule
+from vectorlm.steps import Position, Steps
+from vectorlm.stop import StopFlag
+
+
+@dataclass
+class Trainer:
+    train: TrainParameters
+    ranks: Ranks
+    model: CausalModel
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    scaler: torch.amp.GradScaler
+    data: Dataset
+    evaluation: Dataset | None
+    steps: Steps
+    checkpoints: Checkpoints | None
+    metrics: Metrics
+    stop: StopFlag
+    description: dict[str, Any]  # what a checkpoint says of its run: config, names, data
+
+    def __post_init__(self) -> None:
+        self.position = Position()
+        self.steps_done = 0
+        self.tokens_seen = 0
+        self.report_due: dict[str, Any] | None = None  # a logged step whose evaluation was interrupted
+        self.stopping = False
+
+    def fit(self) -> bool:
+        """Train to the end; False if asked to stop before it (everything is saved then)."""
+        self.metrics.start(self.steps_done, self.total_steps)
+        self.stopping = self.stop_requested()
+        if self.report_due and not self.stopping:
+            self.report(self.report_due)
+        for group in self.groups():
+            if self.stopping:
+                break
+            loss, tokens = self.accumulate(group)
+            norm = self.update()
+            before, self.position = self.position, group.after
+            self.steps_done += 1
+            self.tokens_seen += tokens
+            self.metrics.step(self.steps_done, loss, tokens)
+            if self.steps_done % self.train.logging_steps == 0 or self.finished:
+                self.report(self.measured(loss, norm))
+            if self.stopping or self.steps.save_due(before, self.position, self.train.save_frequency):
+                self.save()
+        return self.finished and self.report_due is None
+
+    @property
+    def finished(self) -> bool:
+        return self.position.epoch >= self.train.epochs
+
+    @property
+    def total_steps(self) -> int:
+        return self.steps_done + self.steps.remaining(self.position)
+
+    def groups(self) -> Iterator[Group]:
+        while not self.finished:
+            yield from self.data.groups(self.steps, self.position)
+
+    def accumulate(self, group: Group) -> tuple[float, int]:
+        """Forward and backward of a step's micro-batches: (mean loss, tokens) over all ranks."""
+        self.model.module.train()
+        learned = sum(batch.supervised_tokens for batch in group.batches)
+        learned_everywhere, tokens = self.ranks.sum([learned, sum(b.tokens for b in group.batches)])
+        # FSDP averages gradients over ranks; a sum is wanted.
+        weight = self.ranks.world / max(learned_everywhere, 1)
+        total = torch.zeros((), dtype=torch.float64, device=self.ranks.device)
+        for i, batch in enumerate(group.batches):
+            with self.model.micro_batch(batch, last=i == len(group.batches) - 1) as loss:
+                self.scaler.scale(loss * weight).backward()
+            total += loss.detach()
+        own = total.item()
+        loss_sum, stops = self.ranks.sum([own, bool(self.stop)])
+        self.stopping = stops > 0
+        self._refuse_non_finite("loss", own, loss_sum)
+        return loss_sum / max(learned_everywhere, 1), int(tokens)
+
+    def update(self) -> float:
+        """Clip, optimizer step, schedule step: once. Returns the gradient norm before clipping."""
+        self.scaler.unscale_(self.optimizer)
+        parameters = [p for p in self.model.module.parameters() if p.grad is not None]
+        total = get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norm = float(total.full_tensor() if isinstance(total, DTensor) else total)
+        if not self.scaler.is_enabled():  # a scaler skips such a step by itself, on all ranks
+            own = norm if math.isfinite(norm) else sum(float(_local(p.grad).sum()) for p in parameters)
+            self._refuse_non_finite("gradient", own, norm)
+        if self.train.max_grad_norm is not None:
+            clip_grads_with_norm_(parameters, self.train.max_grad_norm, total)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.schedule.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def _refuse_non_finite(self, what: str, own: float, everywhere: float) -> None:
+        if math.isfinite(everywhere):
+            return
+        bad = [rank for rank, value in enumerate(self.ranks.gather(own)) if not math.isfinite(value)]
+        raise TrainingError(
+            f"step {self.steps_done + 1}: the {what} is not a finite number on rank {', '.join(map(str, bad))}; all "
+            f"ranks stopped before the update. {self._last_good()} Lower train_parameters.optimizer.lr, or "
+            "look for a bad row among the step's data"
+        )
+
+    def _last_good(self) -> str:
+        found = self.checkpoints.find().folder if self.checkpoints else None
+        return f"The last good checkpoint is {found}." if found else "There is no checkpoint yet."
+
+    def measured(self, loss: float, norm: float) -> dict[str, Any]:
+        values = {
+            "step": self.steps_done,
+            "epoch": round(self.steps.epoch_at(self.position), 6),
+            "loss": loss,
+            "grad_norm": norm,
+            "lr": self.schedule.lr,
+            "tokens": self.tokens_seen,
+            **self.metrics.lap(),
+        }
+        if self.ranks.device.type == "cuda":
+            values["memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        return values
+
+    def report(self, values: dict[str, Any]) -> None:
+        """Evaluate and log; a stop during the evaluation leaves the report for the next start."""
+        self.report_due = values
+        if self.evaluation is not None:
+            loss = self.evaluate(self.evaluation)
+            if loss is None:
+                return
+            self.schedule.evaluated(loss)
+            values["eval_loss"] = loss
+        self.metrics.log(values)
+        self.report_due = None
+
+    def evaluate(self, data: Dataset) -> float | None:
+        """The mean loss of all supervised tokens of `data`; None if asked to stop on the way."""
+        self.model.module.eval()
+        total, learned = 0.0, 0
+        for batch in data:
+            total += self.model.evaluate(batch)
+            learned += batch.supervised_tokens
+            if self.stop_requested():
+                self.stopping = True
+                return None
+        total, learned_everywhere = self.ranks.sum([total, learned])
+        return total / max(learned_everywhere, 1)
+
+    def stop_requested(self) -> bool:
+        """Whether any rank was asked to stop: all ranks get the same answer."""
+        return self.ranks.sum([bool(self.stop)])[0] > 0
+
+    def save(self) -> None:
+        if self.checkpoints is None:
+            return
+        folder = self.checkpoints.save(self.steps_done, self.tensors(), self.state())
+        self.metrics.say(f"saved {folder}")
+        self.stopping = self.stopping or self.stop_requested()
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All tensors of a checkpoint, by name, as they lie on this rank."""
+        trainable = self.model.trainable()
+        tensors = {f"model.{name}": param.detach() for name, param in trainable.items()}
+        for name, param in trainable.items():
+            for key, value in self.optimizer.state[param].items():
+                if isinstance(value, torch.Tensor):
+                    tensors[f"optimizer.{name}.{key}"] = value
+        return tensors | self.random_state()
+
+    def random_state(self) -> dict[str, torch.Tensor]:
+        states = {f"rng.{self.ranks.rank}.cpu": torch.get_rng_state()}
+        if self.ranks.device.type == "cuda":
+            states[f"rng.{self.ranks.rank}.cuda"] = torch.cuda.get_rng_state()
+        return states
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "step": self.steps_done,
+            "epoch": self.position.epoch,
+            "row": self.position.row,
+            "tokens_seen": self.tokens_seen,
+            "global_batch": self.steps.global_batch,
+            "world": self.ranks.world,
+            "schedule": self.schedule.state(),
+            "scaler": self.scaler.state_dict(),
+            "report_due": self.report_due,
+            **self.description,
+        }
+
+    def restore(self, folder: Any, state: dict[str, Any]) -> None:
+        """Go back to where a checkpoint was made, perhaps on another number of ranks."""
+        assert self.checkpoints is not None
+        self._make_optimizer_state()
+        tensors = self.tensors()
+        random = self.random_state()
+        if state["world"] != self.ranks.world or state["device"] != self.ranks.device.type:
+            tensors = {name: value for name, value in tensors.items() if name not in random}
+        self.checkpoints.load(folder, tensors)
+        for name in random.keys() & tensors.keys():
+            (torch.cuda.set_rng_state if name.endswith("cuda") else torch.set_rng_state)(tensors[name])
+        self.schedule.restore(state["schedule"])
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(state["scaler"])
+        self.position = Position(state["epoch"], state["row"])
+        self.steps_done, self.tokens_seen = state["step"], state["tokens_seen"]
+        self.report_due = state["report_due"]
+
+    def _make_optimizer_state(self) -> None:
+        """Let the optimizer lay out its state, for a checkpoint to fill: what a first step does is overwritten."""
+        for param in self.model.trainable().values():
+            param.grad = torch.zeros_like(param)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+
+def _local(tensor: torch.Tensor | None) -> torch.Tensor:
+    assert tensor is not None
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
