@@ -1,7 +1,8 @@
-"""Every YAML key: its type, default, limits and one sentence. Floor 0: imports neither torch nor transformers.
+"""Every YAML key: its type, default, limits and one sentence. Floor 0: no torch, no transformers.
 
-The classes are frozen and refuse unknown keys. Key names are the ones users of the original VectorLM have in
-their files; `docs/config.md` and `configs/schema.json` are rendered from here (`vectorlm.config.reference`).
+The classes are frozen and refuse unknown keys. Key names are the ones users of the original
+VectorLM have in their files; `docs/config.md` and `configs/schema.json` are rendered from here
+(`vectorlm.config.reference`).
 Rules that concern several keys live in `vectorlm.config.checks`.
 """
 
@@ -31,7 +32,12 @@ SchedulerType = Literal[
     "plateau-with-warmup",
     "plataeu-with-warmup",
 ]
-PLATEAU_SCHEDULERS = ("reduce_lr_on_plateau", "greedy", "plateau-with-warmup", "plataeu-with-warmup")
+PLATEAU_SCHEDULERS = (
+    "reduce_lr_on_plateau",
+    "greedy",
+    "plateau-with-warmup",
+    "plataeu-with-warmup",
+)
 
 Count = Annotated[int, Field(ge=1)]
 Ratio = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -51,9 +57,12 @@ class Optimizer(Section):
     lr: float = Field(2e-5, gt=0, description="Peak learning rate.")
     weight_decay: float = Field(0.0, ge=0, description="Weight decay, on all parameters.")
     betas: Annotated[tuple[Beta, Beta], Field(strict=False)] = Field(
-        (0.9, 0.999), description="Decay rates of the two moments; only for optimizers that have them."
+        (0.9, 0.999),
+        description="Decay rates of the two moments; only for optimizers that have them.",
     )
-    eps: float = Field(1e-8, gt=0, description="Added to the denominator; only for optimizers that have it.")
+    eps: float = Field(
+        1e-8, gt=0, description="Added to the denominator; only for optimizers that have it."
+    )
     kwargs: dict[str, Any] = Field(
         {}, description="Any other argument of that optimizer, such as `momentum: 0.9` for SGD."
     )
@@ -66,48 +75,67 @@ class TrainParameters(Section):
         min_length=1, description="Folder for checkpoints, metrics and the final model."
     )
     max_seq_len: int = Field(
-        ge=2, description="Tokens in a row, at preprocessing and in training; at most what the model can take."
+        ge=2,
+        description="Tokens in a row, at preprocessing and in training; at most what the model "
+        "can take.",
     )
     epochs: Count = Field(1, description="Passes over the training data.")
-    seed: int = Field(42, ge=0, lt=2**31, description="Seed of the data order, dropout and new weights.")
+    seed: int = Field(
+        42, ge=0, lt=2**31, description="Seed of the data order, dropout and new weights."
+    )
 
     sharding_strategy: ShardingStrategy = Field(
         "FULL_SHARD",
-        description="`FULL_SHARD`: parameters, gradients and optimizer state spread over all ranks. `SHARD_GRAD_OP`: "
-        "likewise, but parameters stay gathered between forward and backward. `HYBRID_SHARD`: spread inside a "
-        "node, replicated across nodes. `NO_SHARD`: every rank holds all of it.",
+        description="`FULL_SHARD`: parameters, gradients and optimizer state spread over all "
+        "ranks. `SHARD_GRAD_OP`: likewise, but parameters stay gathered between forward and "
+        "backward. `HYBRID_SHARD`: spread inside a node, replicated across nodes. `NO_SHARD`: "
+        "every rank holds all of it.",
     )
     shard_group_size: Count | None = Field(
-        None, description="Ranks that share one copy under `HYBRID_SHARD`; by default the ranks of a node."
+        None,
+        description="Ranks that share one copy under `HYBRID_SHARD`; by default the ranks of a "
+        "node.",
     )
     precision: Precision | None = Field(
         None,
-        description="`32-true`; `bf16-mixed` (32-bit masters, bf16 compute, 32-bit reduction); `bf16-true`; "
-        "`16-mixed` (fp16 compute with a gradient scaler, for V100). By default what `use_mp` says.",
+        description="`32-true`; `bf16-mixed` (32-bit masters, bf16 compute, 32-bit reduction); "
+        "`bf16-true`; `16-mixed` (fp16 compute with a gradient scaler, for V100). By default what "
+        "`use_mp` says.",
     )
-    use_mp: bool = Field(False, description="`true` is short for `precision: bf16-mixed`, `false` for `32-true`.")
+    use_mp: bool = Field(
+        False, description="`true` is short for `precision: bf16-mixed`, `false` for `32-true`."
+    )
     use_activation_checkpointing: bool = Field(
-        False, description="Recompute each block in the backward pass: far less memory, about 30 % more compute."
+        False,
+        description="Recompute each block in the backward pass: far less memory, about 30 % more "
+        "compute.",
     )
     use_flash_attention: bool = Field(
         True,
-        description="Use flash-attn where it is installed, else torch's variable-length kernel, else per-document "
-        "SDPA; the log says which was taken and why. `false` always takes per-document SDPA.",
+        description="Use flash-attn where it is installed, else torch's variable-length kernel, "
+        "else per-document SDPA; the log says which was taken and why. `false` always takes "
+        "per-document SDPA.",
     )
     low_cpu_mem_usage: bool = Field(
         True,
-        description="Each rank reads only its shard of the weights. `false`: the first rank reads the whole "
-        "model through transformers and sends the shards (for checkpoints that need converting).",
+        description="Each rank reads only its shard of the weights. `false`: the first rank reads "
+        "the whole model through transformers and sends the shards (for checkpoints that need "
+        "converting).",
     )
     pad_vocab_to_multiple_of: Count | None = Field(
-        None, description="Pad the vocabulary while training, for tensor cores; exports never show it."
+        None,
+        description="Pad the vocabulary while training, for tensor cores; exports never show it.",
     )
     lora_peft_config: dict[str, Any] | None = Field(
-        None, description="Arguments of `peft.LoraConfig`; when given, only LoRA adapters are trained."
+        None,
+        description="Arguments of `peft.LoraConfig`; when given, only LoRA adapters are trained.",
     )
 
     max_grad_norm: float | None = Field(
-        1.0, gt=0, description="Clip the gradient's global norm to this, once an optimizer step; `null`: no clipping."
+        1.0,
+        gt=0,
+        description="Clip the gradient's global norm to this, once an optimizer step; `null`: no "
+        "clipping.",
     )
     gradient_accumulation_steps: Count = Field(
         1, description="Micro-batches a rank adds up before an optimizer step."
@@ -115,14 +143,19 @@ class TrainParameters(Section):
     optimizer: Optimizer = Field(Optimizer(), description="See below.")
     lr_scheduler_type: SchedulerType = Field(
         "cosine",
-        description="Any of `transformers.SchedulerType`, or `plateau-with-warmup` (linear warm-up, then lower when "
-        "the evaluation loss stops falling).",
+        description="Any of `transformers.SchedulerType`, or `plateau-with-warmup` (linear "
+        "warm-up, then lower when the evaluation loss stops falling).",
     )
-    lr_scheduler_kwargs: dict[str, Any] = Field({}, description="Further arguments of that scheduler.")
-    warmup_ratio: Ratio = Field(0.0, description="Share of all optimizer steps spent on linear warm-up.")
+    lr_scheduler_kwargs: dict[str, Any] = Field(
+        {}, description="Further arguments of that scheduler."
+    )
+    warmup_ratio: Ratio = Field(
+        0.0, description="Share of all optimizer steps spent on linear warm-up."
+    )
 
     checkpointing_enabled: bool = Field(
-        True, description="Save checkpoints, and resume from the newest sound one when started again."
+        True,
+        description="Save checkpoints, and resume from the newest sound one when started again.",
     )
     logging_steps: Count = Field(
         10, description="Log the training loss and evaluate every so many optimizer steps."
@@ -132,7 +165,8 @@ class TrainParameters(Section):
     )
     keep_checkpoints: Count = Field(2, description="How many of the newest checkpoints to keep.")
     resume_despite_changes: bool = Field(
-        False, description="Resume although the data, seed or global batch differ from the checkpoint's."
+        False,
+        description="Resume although the data, seed or global batch differ from the checkpoint's.",
     )
     allow_foreign_checkpoints: bool = Field(
         False, description="Resume from a checkpoint that belongs to another user of the system."
@@ -154,26 +188,34 @@ class DatasetConfig(Section):
     eval_bs: Count = Field(1, description="Rows in an evaluation batch on each rank.")
     train_ds: str = Field(min_length=1, description="Folder of the prepared training data.")
     eval_ds: str | None = Field(
-        None, min_length=1, description="Folder of the prepared evaluation data; `null`: no evaluation."
+        None,
+        min_length=1,
+        description="Folder of the prepared evaluation data; `null`: no evaluation.",
     )
 
 
 class DatasetPreprocess(Section):
     """How text becomes rows of tokens."""
 
-    ignore_index: int = Field(-100, lt=0, description="Label written for tokens that are not learned.")
+    ignore_index: int = Field(
+        -100, lt=0, description="Label written for tokens that are not learned."
+    )
     load_path: str = Field(
         min_length=1,
-        description="What to read: a folder saved by `datasets`, a JSONL, JSON, CSV, Parquet or text file, a folder "
-        "or glob of such files, or a dataset's name on the hub.",
+        description="What to read: a folder saved by `datasets`, a JSONL, JSON, CSV, Parquet or "
+        "text file, a folder or glob of such files, or a dataset's name on the hub.",
     )
     dataset_format: SourceFormat = Field(
         "auto", description="What `load_path` holds, where its ending does not say."
     )
     from_disk: bool = Field(
-        False, description="`load_path` is a folder saved by `datasets.save_to_disk` (found by itself, too)."
+        False,
+        description="`load_path` is a folder saved by `datasets.save_to_disk` (found by itself, "
+        "too).",
     )
-    split: str | None = Field(None, description="Which split to read, where the source has several.")
+    split: str | None = Field(
+        None, description="Which split to read, where the source has several."
+    )
     data_field: str = Field("text", min_length=1, description="The field that holds the text.")
     save_path: str = Field(min_length=1, description="Folder for the prepared data.")
     eval_load_path: str | None = Field(
@@ -181,29 +223,38 @@ class DatasetPreprocess(Section):
     )
     eval_split: str | None = Field(None, description="Split of the evaluation data.")
     eval_save_path: str | None = Field(
-        None, min_length=1, description="When given, evaluation data is prepared too, with the same options, into it."
+        None,
+        min_length=1,
+        description="When given, evaluation data is prepared too, with the same options, into it.",
     )
     packing_type: PackingType | None = Field(
         None,
-        description="`full`: documents joined and cut at `max_seq_len`. `partial`: each document cut by itself. "
-        "`truncate`: each document's first `max_seq_len` tokens. `none`: a longer document is an error.",
+        description="`full`: documents joined and cut at `max_seq_len`. `partial`: each document "
+        "cut by itself. `truncate`: each document's first `max_seq_len` tokens. `none`: a longer "
+        "document is an error.",
     )
     overlap: int = Field(
-        0, ge=0, description="Tokens of context that a chunk repeats from the one before (`partial`)."
+        0,
+        ge=0,
+        description="Tokens of context that a chunk repeats from the one before (`partial`).",
     )
     truncate: bool = Field(False, description="`true` is short for `packing_type: truncate`.")
     add_bos_eos_tokens: bool = Field(
-        True, description="Begin each document with BOS (if the tokenizer has one) and end it with EOS."
+        True,
+        description="Begin each document with BOS (if the tokenizer has one) and end it with EOS.",
     )
     pre_pend: str | None = Field(None, description="Text put before each document.")
     separator: str | None = Field(
         None,
         min_length=1,
         validation_alias=AliasChoices("separator", "seperator"),
-        description="What stands before it, and itself, is not learned. `seperator` is accepted too.",
+        description="What stands before it, and itself, is not learned. `seperator` is accepted "
+        "too.",
     )
     skip_bad_rows: bool = Field(
-        False, description="Skip and count rows that are broken or empty, instead of stopping at the first."
+        False,
+        description="Skip and count rows that are broken or empty, instead of stopping at the "
+        "first.",
     )
     text_rows: Literal["line", "paragraph", "file"] = Field(
         "line", description="What a document is in plain text files."
@@ -218,11 +269,21 @@ class Config(Section):
     """One file: what to train, on what, how."""
 
     model: str = Field(
-        min_length=1, description="Folder (or hub name) of the model and its tokenizer, in the Hugging Face format."
+        min_length=1,
+        description="Folder (or hub name) of the model and its tokenizer, in the Hugging Face "
+        "format.",
     )
-    enable_wandb_logging: bool = Field(False, description="Log to Weights & Biases; offline where there is no network.")
-    wandb_config: dict[str, Any] = Field({}, description="Arguments of `wandb.init`, passed through.")
-    enable_tensorboard_logging: bool = Field(False, description="Log to TensorBoard files in `output_dir/tensorboard`.")
+    enable_wandb_logging: bool = Field(
+        False, description="Log to Weights & Biases; offline where there is no network."
+    )
+    wandb_config: dict[str, Any] = Field(
+        {}, description="Arguments of `wandb.init`, passed through."
+    )
+    enable_tensorboard_logging: bool = Field(
+        False, description="Log to TensorBoard files in `output_dir/tensorboard`."
+    )
     train_parameters: TrainParameters = Field(description="See below.")
     dataset: DatasetConfig | None = Field(None, description="See below; training needs it.")
-    dataset_preprocess: DatasetPreprocess | None = Field(None, description="See below; preprocessing needs it.")
+    dataset_preprocess: DatasetPreprocess | None = Field(
+        None, description="See below; preprocessing needs it."
+    )
