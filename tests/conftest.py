@@ -1,0 +1,42 @@
+"""Shared fixtures: tiny tokenizers and models, each built once a session. See tests/tiny.py."""
+
+from __future__ import annotations
+
+import os
+
+# Before anything imports torch or a Hugging Face library: tests never reach for the network, and
+# ranks that share a few cores must not fight over threads.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests import tiny
+
+ModelFolder = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the tiny tokenizer; do not write into it."""
+    return tiny.tiny_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
+    """`model_folder("llama", tied=True)`: the folder of a tiny model; do not write into it."""
+    made: dict[tuple[str, bool | None], Path] = {}
+
+    def folder(family: str, tied: bool | None = None) -> Path:
+        key = (family, tied)
+        if key not in made:
+            made[key] = tiny.tiny_model(family, tmp_path_factory.mktemp(family), tied)
+        return made[key]
+
+    return folder
