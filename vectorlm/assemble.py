@@ -1,4 +1,6 @@
-"""Puts the parts of a training run together and runs it, on every rank. Floor 4, called by `train`."""
+"""Puts the parts of a training run together and runs it, on every rank.
+Floor 4, called by `train`.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,8 @@ from vectorlm.steps import Position, Steps, warmup_steps
 from vectorlm.stop import StopFlag
 from vectorlm.trainer import Trainer
 
-# OPT and Phi return views from their blocks; transformers never changes them in place, which is all FSDP fears.
+# OPT and Phi return views from their blocks; transformers never changes them in place, which is all
+# FSDP fears.
 warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
 
 
@@ -79,13 +82,17 @@ def assemble(config: Config, dataset: DatasetConfig, ranks: Ranks, stop: StopFla
         )
     start, notes = find_start(config, dataset, data, checkpoints, ranks)
 
-    model = load_model(config.model, train, Place(ranks.rank, ranks.world, ranks.local_world, ranks.device))
+    model = load_model(
+        config.model, train, Place(ranks.rank, ranks.world, ranks.local_world, ranks.device)
+    )
     optimizer = build_optimizer(train.optimizer, model.trainable().values())
     schedule = Schedule(
         train, optimizer, start.total_steps, warmup_steps(start.total_steps, train.warmup_ratio)
     )
     description = describe(config, dataset, data, model, ranks)
-    metrics = Metrics(config, description["config"], ranks.first, ranks.world, _work(model, data, ranks))
+    metrics = Metrics(
+        config, description["config"], ranks.first, ranks.world, _work(model, data, ranks)
+    )
     torch.manual_seed(train.seed + ranks.rank)
     trainer = Trainer(
         train=train,
@@ -141,13 +148,16 @@ def _check_vocabulary(config: Config, datasets: list[Dataset]) -> None:
     for data in datasets:
         if data.manifest.tokenizer_sha256 != fingerprint:
             raise DataError(
-                f"{data.folder}: was prepared with another tokenizer than that of {config.model}; prepare it again: "
+                f"{data.folder}: was prepared with another tokenizer than that of {config.model}; "
+                "prepare it again: "
                 "python preprocess_data.py --config ..."
             )
         if data.manifest.max_token_id >= vocab_size:
             raise DataError(
-                f"{data.folder}: holds token {data.manifest.max_token_id}, but {config.model} has a vocabulary of "
-                f"{vocab_size}; its tokenizer has tokens that the model does not know: resize the model's embeddings"
+                f"{data.folder}: holds token {data.manifest.max_token_id}, but {config.model} has "
+                "a vocabulary of "
+                f"{vocab_size}; its tokenizer has tokens that the model does not know: resize the "
+                "model's embeddings"
             )
 
 
@@ -177,11 +187,14 @@ def find_start(
     position = Position(state["epoch"], state["row"])
     if position.row >= len(data.rows):  # only after a change that was allowed
         position = Position(position.epoch + 1, 0)
-    notes.append(f"resuming from {found.folder}: step {state['step']}, epoch {steps.epoch_at(position):.2f}")
+    notes.append(
+        f"resuming from {found.folder}: step {state['step']}, epoch {steps.epoch_at(position):.2f}"
+    )
     if batch != asked:
         per_rank = math.ceil(batch / (dataset.train_bs * ranks.world))
         notes.append(
-            f"the global batch stays {batch} rows, as on {state['world']} ranks: {per_rank} micro-batches a step now"
+            f"the global batch stays {batch} rows, as on {state['world']} ranks: {per_rank} "
+            "micro-batches a step now"
         )
     return Start(steps, position, state["step"], found.folder, state), notes
 
@@ -197,7 +210,8 @@ def _refuse_changes(config: Config, data: Dataset, state: dict[str, Any]) -> Non
         changes.append("train_parameters.max_seq_len")
     if changes and not train.resume_despite_changes:
         raise CheckpointError(
-            f"{train.output_dir}: its checkpoints were made with other settings; changed: {', '.join(changes)}. The "
+            f"{train.output_dir}: its checkpoints were made with other settings; changed: "
+            f"{', '.join(changes)}. The "
             "run would not see every row once. Put them back, use another output_dir, or set "
             "train_parameters.resume_despite_changes: true"
         )
@@ -213,9 +227,12 @@ def _global_batch(config: Config, dataset: DatasetConfig, state: dict[str, Any],
         return asked
     raise CheckpointError(
         f"{train.output_dir}: its checkpoint was made with {state['global_batch']} rows a step "
-        f"({state['rank_batch']} on each of {state['world']} ranks), train_bs x gradient_accumulation_steps x ranks is "
-        f"{asked} now. Put dataset.train_bs and train_parameters.gradient_accumulation_steps back (the batch then "
-        "stays what it was on any number of ranks), or set train_parameters.resume_despite_changes: true"
+        f"({state['rank_batch']} on each of {state['world']} ranks), train_bs x "
+        "gradient_accumulation_steps x ranks is "
+        f"{asked} now. Put dataset.train_bs and train_parameters.gradient_accumulation_steps back "
+        "(the batch then "
+        "stays what it was on any number of ranks), or set "
+        "train_parameters.resume_despite_changes: true"
     )
 
 
@@ -230,7 +247,7 @@ def describe(
         "kind": "lora" if model.adapters else "full",
         "config": config_to_dict(config),
         "peft_config": _jsonable(model.adapters.to_dict()) if model.adapters else None,
-        "names": model.saved_names(),
+        "names": model.result_names(),
         "data": data.fingerprint,
         "seed": train.seed,
         "max_seq_len": train.max_seq_len,
@@ -272,5 +289,6 @@ def _facts(config: Config, dataset: DatasetConfig, trainer: Trainer, start: Star
         f"{ranks.world} ranks on {device}: {train.sharding_strategy}, {train.effective_precision}",
         f"attention: {model.attention.kernel}, {model.attention.reason}",
         f"data {dataset.train_ds}: {steps.rows:,} rows, {trainer.data.manifest.tokens:,} tokens",
-        f"{start.total_steps:,} steps of {steps.global_batch} rows, {train.epochs} epochs of {steps.per_epoch:,} steps",
+        f"{start.total_steps:,} steps of {steps.global_batch} rows, {train.epochs} epochs of "
+        f"{steps.per_epoch:,} steps",
     ]

@@ -3,25 +3,20 @@
 Rows are laid end to end without padding. Legend: T tokens of the batch, D documents in it.
 
     input_ids, targets, position_ids   [1, T]   positions restart at each document
-    starts                             [D + 1]  where each document starts, and T at the end; `bounds` on the host
+    starts                             [D + 1]  where each document starts, and T at the end;
+    `bounds` on the host
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import torch
 
-
-@dataclass(frozen=True)
-class Row:
-    """A prepared row: tokens, their labels, and where its documents start."""
-
-    input_ids: np.ndarray
-    labels: np.ndarray
-    boundaries: np.ndarray
+from vectorlm.row import Row
 
 
 @dataclass(frozen=True)
@@ -38,10 +33,14 @@ class Batch:
 
     @classmethod
     def from_rows(cls, rows: Sequence[Row], ignore_index: int) -> Batch:
-        """Without rows: one token that is not learned, so that this rank still joins every collective."""
+        """Without rows: one token that is not learned, so that this rank still joins every
+        collective.
+        """
         if not rows:
             nothing = np.full(1, ignore_index)
-            empty = cls.from_rows([Row(np.zeros(1, np.int32), nothing, np.zeros(1, np.int32))], ignore_index)
+            empty = cls.from_rows(
+                [Row(np.zeros(1, np.int32), nothing, np.zeros(1, np.int32))], ignore_index
+            )
             return replace(empty, tokens=0)
         lengths = np.array([len(row.input_ids) for row in rows])
         offsets = np.concatenate([[0], np.cumsum(lengths)])
@@ -80,7 +79,7 @@ class Batch:
         shape = (len(bounds) - 1, self.longest)
         input_ids = self.input_ids.new_zeros(shape)
         targets = self.targets.new_full(shape, self.ignore_index)
-        for i, (start, stop) in enumerate(zip(bounds, bounds[1:], strict=False)):
+        for i, (start, stop) in enumerate(pairwise(bounds)):
             input_ids[i, : stop - start] = self.input_ids[0, start:stop]
             targets[i, : stop - start] = self.targets[0, start:stop]
         return input_ids, targets

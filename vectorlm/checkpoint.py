@@ -1,4 +1,5 @@
-"""Checkpoints: sharded tensors and JSON, written whole or not at all. Floor 2, used by `trainer` and `export`.
+"""Checkpoints: sharded tensors and JSON, written whole or not at all.
+Floor 2, used by `trainer` and `export`.
 
     checkpoints/step_00000500/
         __0_0.distcp ...  tensors, a file a rank, through torch.distributed.checkpoint
@@ -27,6 +28,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import filesystem, metadata
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import StorageMeta
 from torch.distributed.tensor import DTensor
 
 from vectorlm.distributed import Ranks
@@ -44,7 +46,7 @@ _INDEX_CLASSES: list[Any] = [
     metadata.TensorStorageMetadata,
     metadata.TensorProperties,
     metadata.ChunkStorageMetadata,
-    metadata.StorageMeta,
+    StorageMeta,
     metadata._MEM_FORMAT_ENCODING,
     filesystem._StorageInfo,
     torch.Size,
@@ -66,7 +68,9 @@ def folder_of(output_dir: str | Path) -> Path:
 def step_folders(output_dir: str | Path) -> list[Path]:
     """Every folder named as a checkpoint, newest first."""
     root = folder_of(output_dir)
-    found = [path for path in root.glob("step_*") if _STEP.match(path.name)] if root.is_dir() else []
+    found = (
+        [path for path in root.glob("step_*") if _STEP.match(path.name)] if root.is_dir() else []
+    )
     return sorted(found, key=step_of, reverse=True)
 
 
@@ -180,7 +184,8 @@ class Checkpoints:
         except CheckpointException as error:
             cause = _problem(error)
             raise CheckpointError(
-                f"{folder}: does not fit this run: {cause}; was it made with another model or other adapters?"
+                f"{folder}: does not fit this run: {cause}; was it made with another model or "
+                "other adapters?"
             ) from error
 
 
@@ -194,7 +199,9 @@ def check_owner(folder: Path, allow_foreign: bool) -> None:
 
 
 def verify(folder: Path, part: int = 0, parts: int = 1) -> None:
-    """Check every `parts`-th file of a checkpoint against its manifest; all are checked by default."""
+    """Check every `parts`-th file of a checkpoint against its manifest; all are checked by
+    default.
+    """
     manifest = _read_json(folder / MANIFEST)
     for name, entry in sorted(manifest["files"].items())[part::parts]:
         path = folder / name
@@ -222,7 +229,9 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 
 def read_parameters(folder: Path, verify_files: bool = True) -> Iterator[tuple[str, torch.Tensor]]:
-    """The trained parameters one at a time, whole, on the host, under the names of the exported model."""
+    """The trained parameters one at a time, whole, on the host, under the names of the exported
+    model.
+    """
     if verify_files:
         verify(folder)
     names = read_state(folder)["names"]
@@ -240,8 +249,8 @@ class _Writer(dcp.FileSystemWriter):
 
     def finish(self, metadata: Any, results: Any) -> None:
         super().finish(metadata, results)
-        path = Path(self.path) / ".metadata"
-        with open(path, "wb") as file:
+        metadata.storage_meta = StorageMeta()  # it named the temporary folder
+        with open(Path(self.path) / ".metadata", "wb") as file:
             torch.save(metadata, file)
             os.fsync(file.fileno())
 
@@ -326,8 +335,10 @@ def _not_saved(final: Path, needed: int, problem: BaseException) -> str:
     )
     why = "the disk is full or your quota is used up" if full else str(problem)
     return (
-        f"{final}: the checkpoint could not be saved: {why} (needed {_gib(needed)}, free {_gib(free)}); earlier "
-        "checkpoints are intact. Make room or lower train_parameters.keep_checkpoints, then start again"
+        f"{final}: the checkpoint could not be saved: {why} (needed {_gib(needed)}, free "
+        f"{_gib(free)}); earlier "
+        "checkpoints are intact. Make room or lower train_parameters.keep_checkpoints, then start "
+        "again"
     )
 
 

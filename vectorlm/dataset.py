@@ -1,4 +1,5 @@
-"""Dataset: a prepared folder -> this rank's batches, from an exact position. Floor 3, built by `assemble`.
+"""Dataset: a prepared folder -> this rank's batches, from an exact position.
+Floor 3, built by `assemble`.
 
 Every rank reads only its own rows (memory-mapped), and nothing is skipped to find a position.
 """
@@ -16,10 +17,11 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from vectorlm.batch import Batch, Row
+from vectorlm.batch import Batch
 from vectorlm.data.sampler import epoch_order
 from vectorlm.data.store import MANIFEST_NAME, open_rows, read_manifest
 from vectorlm.errors import DataError
+from vectorlm.row import Row
 from vectorlm.steps import Position, Steps, micro_batches, rank_slice
 
 
@@ -79,8 +81,10 @@ class Dataset:
     def _refuse(self, key: str, prepared: int, asked: int) -> None:
         if prepared != asked:
             raise DataError(
-                f"{self.folder}: was prepared with {key} {prepared}, the configuration says {asked}; "
-                f"set it to {prepared}, or prepare the data again: python preprocess_data.py --config ..."
+                f"{self.folder}: was prepared with {key} {prepared}, the configuration says "
+                f"{asked}; "
+                f"set it to {prepared}, or prepare the data again: python preprocess_data.py "
+                "--config ..."
             )
 
     @property
@@ -100,7 +104,9 @@ class Dataset:
             position = steps.after(position)
             yield Group(list(self._batches(order, start, stop)), position)
 
-    def _batches(self, order: Sequence[int] | torch.Tensor, start: int, stop: int) -> Iterator[Batch]:
+    def _batches(
+        self, order: Sequence[int] | torch.Tensor, start: int, stop: int
+    ) -> Iterator[Batch]:
         for i in range(micro_batches(stop - start, self.micro_batch, self.ranks)):
             part = rank_slice(start, stop, i, self.micro_batch, self.rank, self.ranks)
             yield self.batch([int(row) for row in order[part]])

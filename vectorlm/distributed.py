@@ -53,7 +53,9 @@ class Ranks:
     def speaks_first(self, text: str) -> bool:
         """Whether no other rank has said the same: ranks that fail alike say so once."""
         try:
-            count = dist.distributed_c10d._get_default_store().add(f"said/{hashlib.sha1(text.encode()).hexdigest()}", 1)
+            count = dist.distributed_c10d._get_default_store().add(
+                f"said/{hashlib.sha1(text.encode()).hexdigest()}", 1
+            )
         except (RuntimeError, dist.DistError):  # the first rank, which holds the store, has left
             return True
         return count == 1
@@ -62,7 +64,9 @@ class Ranks:
         self.sum([0.0])
 
     def together(self, work: Callable[[], T]) -> T:
-        """Run rank-local `work`; if it fails for the user's reasons on any rank, it fails on all."""
+        """Run rank-local `work`; if it fails for the user's reasons on any rank, it fails on
+        all.
+        """
         result, problem = None, None
         try:
             result = work()
@@ -82,7 +86,9 @@ def _one_message(failed: dict[int, str], world: int) -> str:
 
 
 def connect(timeout_minutes: int) -> Ranks:
-    """Join the process group that the environment names (torchrun's variables), or be the only rank."""
+    """Join the process group that the environment names (torchrun's variables), or be the only
+    rank.
+    """
     rank, world = _variable("RANK", 0), _variable("WORLD_SIZE", 1)
     local_rank, local_world = _variable("LOCAL_RANK", rank), _variable("LOCAL_WORLD_SIZE", world)
     device = _device(local_rank)
@@ -99,7 +105,8 @@ def connect(timeout_minutes: int) -> Ranks:
     except (RuntimeError, ValueError, dist.DistError) as error:
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise ClusterError(
-            f"rank {rank} of {world} cannot reach the others at {where}: {error}; check MASTER_ADDR, "
+            f"rank {rank} of {world} cannot reach the others at {where}: {error}; check "
+            "MASTER_ADDR, "
             "MASTER_PORT and the network interface (GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME)"
         ) from error
     return Ranks(rank, world, local_rank, local_world, device)
@@ -115,7 +122,9 @@ def _variable(name: str, default: int) -> int:
     try:
         return int(text)
     except ValueError:
-        raise ClusterError(f"the environment variable {name} is {text!r}; it must be a number") from None
+        raise ClusterError(
+            f"the environment variable {name} is {text!r}; it must be a number"
+        ) from None
 
 
 def _device(local_rank: int) -> torch.device:

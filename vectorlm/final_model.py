@@ -1,6 +1,8 @@
-"""The trained model as one file on the first rank's disk, or its adapters as a PEFT folder. Floor 3.
+"""The trained model as one file on the first rank's disk, or its adapters as a PEFT folder.
+Floor 3.
 
-`export` turns either into a Hugging Face folder. Tensors are gathered one at a time: the first rank keeps them in
+`export` turns either into a Hugging Face folder. Tensors are gathered one at a time: the first
+rank keeps them in
 host memory, the others drop each at once.
 """
 
@@ -23,7 +25,9 @@ FOLDER = "final-model"
 
 
 def save_final_model(model: CausalModel, base: str, output_dir: str, ranks: Ranks) -> Path:
-    """Write `output_dir/final-model`, replacing an earlier one only when the new one is complete."""
+    """Write `output_dir/final-model`, replacing an earlier one only when the new one is
+    complete.
+    """
     final = Path(output_dir) / FOLDER
     whole = dict(_gather(model, ranks))
     ranks.together(lambda: _write(model, whole, base, final) if ranks.first else None)
@@ -31,8 +35,7 @@ def save_final_model(model: CausalModel, base: str, output_dir: str, ranks: Rank
 
 
 def _gather(model: CausalModel, ranks: Ranks) -> Iterator[tuple[str, torch.Tensor]]:
-    targets = model.trainable() if model.adapters else model.weights()
-    for name, tensor in targets.items():
+    for name, tensor in model.result().items():
         full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
         if ranks.first:
             yield name, full.detach().cpu()
@@ -55,6 +58,7 @@ def _write(model: CausalModel, whole: dict[str, torch.Tensor], base: str, final:
         free = shutil.disk_usage(final.parent).free
         shutil.rmtree(unfinished, ignore_errors=True)
         raise ExportError(
-            f"{final}: the final model could not be written: {error} (free {free / 2**30:.2f} GiB); the last "
+            f"{final}: the final model could not be written: {error} (free {free / 2**30:.2f} "
+            "GiB); the last "
             "checkpoint holds everything: make room and start again"
         ) from error

@@ -1,4 +1,5 @@
-"""Starts the ranks of one machine: `vectorlm train` on a workstation. Floor 4. Under Slurm, srun starts them.
+"""Starts the ranks of one machine: `vectorlm train` on a workstation. Floor 4.
+Under Slurm, srun starts them.
 
 Signals go to every rank; when one rank fails, the others are ended, and its exit code is returned.
 """
@@ -24,7 +25,9 @@ POLL_S = 0.05
 
 
 def launch(config: str, overrides: Sequence[str], nproc_per_node: int | None) -> int:
-    """Train with one process a GPU (or as many as asked for); a process that already is a rank just trains."""
+    """Train with one process a GPU (or as many as asked for); a process that already is a rank
+    just trains.
+    """
     arguments = ["--config", config, *(f"--set={item}" for item in overrides)]
     if "RANK" in os.environ:
         return train_main(arguments)
@@ -46,19 +49,16 @@ def _gpu_count() -> int:
 
 class _Ranks:
     def __init__(self, arguments: Sequence[str], count: int) -> None:
-        self._stop: int | None = None
-        # Ranks are started with the handlers in place, so that no signal falls between.
+        self._killed: list[int] = []  # by this launcher
+        port = _free_port()
+        # Ranks inherit the block, and lift it when their handlers are in place: no signal is lost.
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        self._processes = [_start(arguments, rank, count, port) for rank in range(count)]
         for number in STOP_SIGNALS:
             signal.signal(number, self._forward)
-        port = _free_port()
-        self._processes: list[subprocess.Popen[bytes]] = []
-        for rank in range(count):
-            self._processes.append(_start(arguments, rank, count, port))
-        if self._stop is not None:
-            self._send(self._stop)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
     def _forward(self, number: int, frame: FrameType | None) -> None:
-        self._stop = number
         self._send(number)
 
     def _send(self, number: int) -> None:
@@ -71,25 +71,28 @@ class _Ranks:
         failed: int | None = None
         deadline = float("inf")
         while any(process.poll() is None for process in self._processes):
-            codes = [process.returncode for process in self._processes]
-            if failed is None and any(codes):
-                failed = next(rank for rank, code in enumerate(codes) if code)
+            if failed is None and any(process.returncode for process in self._processes):
+                failed = self._first_failed()
                 deadline = time.monotonic() + GRACE_S
             if time.monotonic() > deadline:
-                self._end_others(failed)
+                self._end_others(self._first_failed())
             time.sleep(POLL_S)
-        codes = [process.returncode for process in self._processes]
-        first = failed if failed is not None else next((r for r, c in enumerate(codes) if c), 0)
-        return _exit_code(codes[first])
+        failed = self._first_failed()
+        code = self._processes[failed].returncode
+        if code < 0:
+            _say(f"rank {failed} was ended by {signal.Signals(-code).name}, and the run with it")
+        return 128 - code if code < 0 else code
 
-    def _end_others(self, failed: int | None) -> None:
+    def _first_failed(self) -> int:
+        """The rank to blame: one that a signal ended before those that failed for lack of it."""
+        codes = [process.returncode or 0 for process in self._processes]
+        own = [rank for rank in range(len(codes)) if rank not in self._killed]
+        return min(own, key=lambda rank: (codes[rank] >= 0, codes[rank] == 0, rank))
+
+    def _end_others(self, failed: int) -> None:
         left = [rank for rank, process in enumerate(self._processes) if process.poll() is None]
-        print(
-            f"rank {failed} ended ({_describe(self._processes[failed or 0].returncode)}); "
-            f"ending rank {', '.join(map(str, left))}, which would wait for it",
-            file=sys.stderr,
-            flush=True,
-        )
+        _say(f"rank {failed} has ended; ending rank {', '.join(map(str, left))} that waits for it")
+        self._killed = left
         self._send(signal.SIGKILL)
         for process in self._processes:
             process.wait(timeout=60)
@@ -122,13 +125,5 @@ def _free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def _exit_code(code: int | None) -> int:
-    if code is None:
-        return 1
-    return 128 - code if code < 0 else code
-
-
-def _describe(code: int | None) -> str:
-    if code is not None and code < 0:
-        return f"signal {signal.Signals(-code).name}"
-    return f"exit code {code}"
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

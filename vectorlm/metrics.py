@@ -1,4 +1,5 @@
-"""What the person sees and what is kept of a run: progress, metrics.jsonl, TensorBoard, W&B. Floor 2.
+"""What the person sees and what is kept of a run: progress, metrics.jsonl, TensorBoard, W&B.
+Floor 2.
 
 Only the first rank writes. The other ranks hold a log too, which does nothing.
 """
@@ -27,7 +28,9 @@ WANDB_HOST = ("api.wandb.ai", 443)
 
 @dataclass(frozen=True)
 class Work:
-    """What MFU is measured against: operations a token, and the peak of all devices (None: unknown)."""
+    """What MFU is measured against: operations a token, and the peak of all devices (None:
+    unknown).
+    """
 
     flops_per_token: float
     peak_flops: float | None
@@ -84,7 +87,9 @@ class Metrics:
             self._progress.update(self._task, completed=step, facts=f"loss {loss:.4f}")
 
     def lap(self) -> dict[str, Any]:
-        """Throughput since the last logged step; taken before an evaluation, whose time does not count."""
+        """Throughput since the last logged step; taken before an evaluation, whose time does not
+        count.
+        """
         seconds = time.monotonic() - self._since
         rate = self._tokens / seconds
         lap = {"tokens_per_s": round(rate, 1), "seconds": round(seconds, 3), "steps": self._steps}
@@ -106,7 +111,11 @@ class Metrics:
 
     def _line(self, values: dict[str, Any]) -> str:
         step, rate = values["step"], values["tokens_per_s"]
-        parts = [f"step {step}/{self._total}", f"epoch {values['epoch']:.2f}", f"loss {values['loss']:.4f}"]
+        parts = [
+            f"step {step}/{self._total}",
+            f"epoch {values['epoch']:.2f}",
+            f"loss {values['loss']:.4f}",
+        ]
         if "eval_loss" in values:
             parts.append(f"eval loss {values['eval_loss']:.4f}")
         parts += [f"lr {values['lr']:.3g}", f"grad norm {values['grad_norm']:.3g}"]
@@ -160,7 +169,8 @@ class _TensorBoard:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise ConfigError(
-                "enable_tensorboard_logging: tensorboard is not installed; pip install 'vectorlm[tensorboard]'"
+                "enable_tensorboard_logging: tensorboard is not installed; pip install "
+                "'vectorlm[tensorboard]'"
             ) from error
         self._writer = SummaryWriter(str(folder / "tensorboard"))
 
@@ -179,7 +189,8 @@ class _WandB:
             import wandb
         except ImportError as error:
             raise ConfigError(
-                "enable_wandb_logging: wandb is not installed; pip install 'vectorlm[wandb]', or set it to false"
+                "enable_wandb_logging: wandb is not installed; pip install 'vectorlm[wandb]', or "
+                "set it to false"
             ) from error
         mode = os.environ.get("WANDB_MODE") or ("online" if _reaches(WANDB_HOST) else "offline")
         settings = {"dir": str(folder), "mode": mode, "config": config_dict, **config.wandb_config}

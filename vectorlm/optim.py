@@ -1,4 +1,6 @@
-"""The optimizer, the learning-rate schedule and the gradient scaler. Floor 2, built by `assemble`."""
+"""The optimizer, the learning-rate schedule and the gradient scaler.
+Floor 2, built by `assemble`.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +19,8 @@ from vectorlm.config.schema import Optimizer as OptimizerConfig
 from vectorlm.errors import ConfigError
 
 _NEED_MORE_THAN_GRADIENTS = ("LBFGS", "SparseAdam", "Optimizer")
+# Optimizers whose fused kernels torch can run on shards.
+_FUSED_ON_SHARDS = ("Adam", "AdamW")
 # Arguments of a schedule that the file already gives under other names.
 _GIVEN = {"num_warmup_steps": "warmup_ratio", "num_training_steps": "epochs"}
 WSD_DECAY_SHARE = 0.1
@@ -29,15 +33,21 @@ def build_optimizer(
     if config.name in _NEED_MORE_THAN_GRADIENTS or not (
         inspect.isclass(kind) and issubclass(kind, torch.optim.Optimizer)
     ):
-        names = [n for n in dir(torch.optim) if n[0].isupper() and n not in _NEED_MORE_THAN_GRADIENTS]
+        names = [
+            n for n in dir(torch.optim) if n[0].isupper() and n not in _NEED_MORE_THAN_GRADIENTS
+        ]
         raise ConfigError(
-            f"train_parameters.optimizer.name: {config.name!r} is no optimizer of torch.optim that can be used here; "
+            f"train_parameters.optimizer.name: {config.name!r} is no optimizer of torch.optim that "
+            "can be used here; "
             f"allowed: {', '.join(names)}"
         )
-    arguments = _arguments(config, set(inspect.signature(kind).parameters))
+    signature = inspect.signature(kind).parameters.values()
+    # Adafactor's `eps` is a pair of another meaning, given through `kwargs`.
+    accepted = {p.name for p in signature if p.name != "eps" or isinstance(p.default, float)}
+    arguments = _arguments(config, accepted)
     try:
         return kind(list(parameters), **arguments)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"train_parameters.optimizer: {config.name}: {error}") from error
 
 
@@ -48,9 +58,10 @@ def _arguments(config: OptimizerConfig, accepted: set[str]) -> dict[str, Any]:
             given[key] = getattr(config, key)
         elif key in config.model_fields_set:
             raise ConfigError(
-                f"train_parameters.optimizer.{key}: {config.name} has no such argument; remove the line"
+                f"train_parameters.optimizer.{key}: {config.name} has no such argument; remove the "
+                "line"
             )
-    if "fused" in accepted:
+    if config.name in _FUSED_ON_SHARDS:
         given["fused"] = True
     return {**given, **config.kwargs}
 
@@ -59,7 +70,11 @@ class Schedule:
     """The learning rate: once an optimizer step, and, for those on a plateau, at evaluations."""
 
     def __init__(
-        self, train: TrainParameters, optimizer: torch.optim.Optimizer, total_steps: int, warmup: int
+        self,
+        train: TrainParameters,
+        optimizer: torch.optim.Optimizer,
+        total_steps: int,
+        warmup: int,
     ) -> None:
         name = train.lr_scheduler_type
         self._watches_loss = name in PLATEAU_SCHEDULERS
@@ -95,7 +110,7 @@ class Schedule:
         inner = {
             key: value
             for key, value in self._inner.state_dict().items()
-            if isinstance(value, (int, float, str, bool, list, type(None)))
+            if isinstance(value, (int, float, str, bool, list, dict, type(None)))
         }
         rates = [float(group["lr"]) for group in self._optimizer.param_groups]
         return {"steps": self._steps, "rates": rates, "inner": inner}
@@ -113,7 +128,8 @@ def _scheduler(
     name, kwargs = train.lr_scheduler_type, dict(train.lr_scheduler_kwargs)
     for key in _GIVEN.keys() & kwargs:
         raise ConfigError(
-            f"train_parameters.lr_scheduler_kwargs.{key}: follows from train_parameters.{_GIVEN[key]}; remove it"
+            f"train_parameters.lr_scheduler_kwargs.{key}: follows from "
+            f"train_parameters.{_GIVEN[key]}; remove it"
         )
     try:
         if name in ("plateau-with-warmup", "plataeu-with-warmup"):

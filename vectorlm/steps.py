@@ -1,6 +1,7 @@
 """From rows to micro-batches, steps, warm-up and saves: plain arithmetic, on floor 0.
 
-A position is (epoch, rows of it done). It knows nothing of ranks, so a run can go on with another number of them.
+A position is (epoch, rows of it done). It knows nothing of ranks, so a run can go on with another
+number of them.
 """
 
 from __future__ import annotations
@@ -61,7 +62,9 @@ def micro_batches(rows: int, micro_batch: int, ranks: int) -> int:
 
 
 def rank_slice(start: int, stop: int, index: int, micro_batch: int, rank: int, ranks: int) -> slice:
-    """The rows (as a slice, perhaps empty) of micro-batch `index` on `rank` in the step `[start, stop)`."""
+    """The rows (as a slice, perhaps empty) of micro-batch `index` on `rank` in the step `[start,
+    stop)`.
+    """
     first = start + (index * ranks + rank) * micro_batch
     return slice(min(first, stop), min(first + micro_batch, stop))
 

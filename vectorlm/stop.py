@@ -1,6 +1,8 @@
-"""A request to stop, on floor 0 so that it can be armed before anything slow is imported. Used by `train`.
+"""A request to stop, on floor 0 so that it can be armed before anything slow is imported.
+Used by `train`.
 
-Handlers only set a flag: the trainer asks for it at step boundaries, where all ranks agree, and saves there.
+Handlers only set a flag: the trainer asks for it at step boundaries, where all ranks agree, and
+saves there.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ class StopFlag:
     def arm(self) -> None:
         for number in STOP_SIGNALS:
             signal.signal(number, self._on_signal)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # the launcher holds them back
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.received == signal.SIGINT:

@@ -1,6 +1,7 @@
 """The training door: `torchrun ... -m vectorlm.train --config F`, one process a rank. Floor 4.
 
-Exit codes: 0 finished; 2 the user's mistake; 75 stopped on request with everything saved (start again to go on).
+Exit codes: 0 finished; 2 the user's mistake; 75 stopped on request with everything saved (start
+again to go on).
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     stop = StopFlag()
     stop.arm()  # before anything slow: a signal may come while libraries load
     _leave_with_launcher()
-    parser = argparse.ArgumentParser(prog="vectorlm.train", description="Train on the ranks that were started.")
+    parser = argparse.ArgumentParser(
+        prog="vectorlm.train", description="Train on the ranks that were started."
+    )
     add_config_arguments(parser)
     arguments = parser.parse_args(argv)
     return run_door(lambda: train(arguments.config, arguments.overrides, stop))
@@ -43,7 +46,9 @@ def train(config_path: str, overrides: Sequence[str], stop: StopFlag) -> int:
     if run(config, dataset, stop):
         return EXIT_OK
     if config.train_parameters.checkpointing_enabled:
-        _say(f"stopped by {_name(stop)}: everything is saved; start the same command again to go on")
+        _say(
+            f"stopped by {_name(stop)}: everything is saved; start the same command again to go on"
+        )
         return EXIT_STOPPED
     _say(f"stopped by {_name(stop)}: checkpointing_enabled is false, so nothing was saved")
     return EXIT_STOPPED_UNSAVED

@@ -1,7 +1,7 @@
 """Trainer: the loop, nothing else. Floor 3; its parts are made and put together by `assemble`.
 
-The loss of a step is the sum of token losses over ALL supervised tokens of the step (ranks x micro-batches)
-divided by their count, so it does not matter how rows fall on ranks.
+The loss of a step is the sum of token losses over ALL supervised tokens of the step (ranks x
+micro-batches) divided by their count, so it does not matter how rows fall on ranks.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ class Trainer:
         self.position = Position()
         self.steps_done = 0
         self.tokens_seen = 0
-        self.report_due: dict[str, Any] | None = None  # a logged step whose evaluation was interrupted
+        self.report_due: dict[str, Any] | None = (
+            None  # a logged step whose evaluation was interrupted
+        )
         self.stopping = False
 
     def fit(self) -> bool:
@@ -60,14 +62,16 @@ class Trainer:
             if self.stopping:
                 break
             loss, tokens = self.accumulate(group)
-            norm = self.update()
+            lr, norm = self.update()
             before, self.position = self.position, group.after
             self.steps_done += 1
             self.tokens_seen += tokens
             self.metrics.step(self.steps_done, loss, tokens)
             if self.steps_done % self.train.logging_steps == 0 or self.finished:
-                self.report(self.measured(loss, norm))
-            if self.stopping or self.steps.save_due(before, self.position, self.train.save_frequency):
+                self.report(self.measured(loss, lr, norm))
+            if self.stopping or self.steps.save_due(
+                before, self.position, self.train.save_frequency
+            ):
                 self.save()
         return self.finished and self.report_due is None
 
@@ -101,30 +105,41 @@ class Trainer:
         self._refuse_non_finite("loss", own, loss_sum)
         return loss_sum / max(learned_everywhere, 1), int(tokens)
 
-    def update(self) -> float:
-        """Clip, optimizer step, schedule step: once. Returns the gradient norm before clipping."""
+    def update(self) -> tuple[float, float]:
+        """Clip, optimizer step, schedule step: once.
+        Returns the rate and the norm before clipping.
+        """
         self.scaler.unscale_(self.optimizer)
         parameters = [p for p in self.model.module.parameters() if p.grad is not None]
         total = get_total_norm([p.grad for p in parameters if p.grad is not None])
         norm = float(total.full_tensor() if isinstance(total, DTensor) else total)
         if not self.scaler.is_enabled():  # a scaler skips such a step by itself, on all ranks
-            own = norm if math.isfinite(norm) else sum(float(_local(p.grad).sum()) for p in parameters)
+            own = (
+                norm
+                if math.isfinite(norm)
+                else sum(float(_local(p.grad).sum()) for p in parameters)
+            )
             self._refuse_non_finite("gradient", own, norm)
         if self.train.max_grad_norm is not None:
             clip_grads_with_norm_(parameters, self.train.max_grad_norm, total)
+        lr = self.schedule.lr
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return norm
+        return lr, norm
 
     def _refuse_non_finite(self, what: str, own: float, everywhere: float) -> None:
         if math.isfinite(everywhere):
             return
-        bad = [rank for rank, value in enumerate(self.ranks.gather(own)) if not math.isfinite(value)]
+        bad = [
+            rank for rank, value in enumerate(self.ranks.gather(own)) if not math.isfinite(value)
+        ]
         raise TrainingError(
-            f"step {self.steps_done + 1}: the {what} is not a finite number on rank {', '.join(map(str, bad))}; all "
-            f"ranks stopped before the update. {self._last_good()} Lower train_parameters.optimizer.lr, or "
+            f"step {self.steps_done + 1}: the {what} is not a finite number on rank "
+            f"{', '.join(map(str, bad))}; all "
+            f"ranks stopped before the update. {self._last_good()} Lower "
+            "train_parameters.optimizer.lr, or "
             "look for a bad row among the step's data"
         )
 
@@ -132,13 +147,13 @@ class Trainer:
         found = self.checkpoints.find().folder if self.checkpoints else None
         return f"The last good checkpoint is {found}." if found else "There is no checkpoint yet."
 
-    def measured(self, loss: float, norm: float) -> dict[str, Any]:
+    def measured(self, loss: float, lr: float, norm: float) -> dict[str, Any]:
         values = {
             "step": self.steps_done,
             "epoch": round(self.steps.epoch_at(self.position), 6),
             "loss": loss,
             "grad_norm": norm,
-            "lr": self.schedule.lr,
+            "lr": lr,
             "tokens": self.tokens_seen,
             **self.metrics.lap(),
         }
@@ -184,9 +199,8 @@ class Trainer:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """All tensors of a checkpoint, by name, as they lie on this rank."""
-        trainable = self.model.trainable()
-        tensors = {f"model.{name}": param.detach() for name, param in trainable.items()}
-        for name, param in trainable.items():
+        tensors = {f"model.{name}": value.detach() for name, value in self.model.result().items()}
+        for name, param in self.model.trainable().items():
             for key, value in self.optimizer.state[param].items():
                 if isinstance(value, torch.Tensor):
                     tensors[f"optimizer.{name}.{key}"] = value
@@ -222,7 +236,9 @@ class Trainer:
             tensors = {name: value for name, value in tensors.items() if name not in random}
         self.checkpoints.load(folder, tensors)
         for name in random.keys() & tensors.keys():
-            (torch.cuda.set_rng_state if name.endswith("cuda") else torch.set_rng_state)(tensors[name])
+            (torch.cuda.set_rng_state if name.endswith("cuda") else torch.set_rng_state)(
+                tensors[name]
+            )
         self.schedule.restore(state["schedule"])
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
@@ -231,7 +247,9 @@ class Trainer:
         self.report_due = state["report_due"]
 
     def _make_optimizer_state(self) -> None:
-        """Let the optimizer lay out its state, for a checkpoint to fill: what a first step does is overwritten."""
+        """Let the optimizer lay out its state, for a checkpoint to fill: what a first step does is
+        overwritten.
+        """
         for param in self.model.trainable().values():
             param.grad = torch.zeros_like(param)
         self.optimizer.step()

@@ -13,11 +13,9 @@ from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vectorlm.errors import DataError
-
-Tokens = NDArray[np.int32]
+from vectorlm.row import Row, Tokens
 
 NOTHING_TO_LEARN = "nothing to learn"
 NO_TOKENS = "no tokens"
@@ -29,14 +27,6 @@ class Document(NamedTuple):
     ids: Tokens
     labels: Tokens
     where: str
-
-
-class Row(NamedTuple):
-    """One training row; `boundaries` are where documents, or pieces of one, start in it."""
-
-    input_ids: Tokens
-    labels: Tokens
-    boundaries: Tokens
 
 
 class Packer:

@@ -1,7 +1,10 @@
-"""Attention that keeps the documents of a row apart. Floor 2, registered with transformers by `load`.
+"""Attention that keeps the documents of a row apart.
+Floor 2, registered with transformers by `load`.
 
-Rows are laid end to end in one line of T tokens; `documents(batch)` says where each document starts while the
-batch runs forward and backward (activation checkpointing runs the forward again). Legend: q, k, v [1, H, T, D].
+Rows are laid end to end in one line of T tokens; `documents(batch)` says where each document
+starts while the
+batch runs forward and backward (activation checkpointing runs the forward again). Legend: q, k, v
+[1, H, T, D].
 """
 
 from __future__ import annotations
@@ -11,11 +14,17 @@ import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from itertools import pairwise
+from typing import Any, cast
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 from vectorlm.batch import Batch
 from vectorlm.errors import ModelError
@@ -61,7 +70,8 @@ def _obstacle(model_class: type[PreTrainedModel], config: PretrainedConfig) -> s
     if "position_ids" not in inspect.signature(model_class.forward).parameters:
         return "this model takes no positions"
     if getattr(model_class, "_is_stateful", False) or other:
-        return f"this model has layers that carry a state or mask of their own {sorted(other) or ''}".rstrip()
+        kinds = f" ({', '.join(sorted(other))})" if other else ""
+        return f"this model has layers with a state or mask of their own{kinds}"
     if getattr(text, "attn_logit_softcapping", None) is not None:
         return "this model caps its attention scores"
     if not getattr(model_class, "_supports_sdpa", False):
@@ -128,11 +138,12 @@ def _per_document(
 ) -> tuple[torch.Tensor, None]:
     if softcap is not None or s_aux is not None or attention_mask is not None:
         raise ModelError(
-            f"{type(module).__name__} asks for capped scores, attention sinks or a mask of its own, which "
+            f"{type(module).__name__} asks for capped scores, attention sinks or a mask of its "
+            "own, which "
             "packed documents cannot have yet; please report this model"
         )
     assert _current is not None, "attention runs inside `documents(batch)`"
-    assert query.shape[0] == 1 and query.shape[2] == _current.bounds[-1], "not this batch's tokens"
+    assert (query.shape[0], query.shape[2]) == (1, _current.bounds[-1]), "not this batch's tokens"
     kernel = _KERNELS[_kernel_name] if value.shape[-1] == query.shape[-1] else _sdpa
     return kernel(query, key, value, _current, dropout, scaling, sliding_window), None
 
@@ -158,7 +169,7 @@ def _sdpa(
             scale=scaling,
             enable_gqa=shared_heads,
         )
-        for start, stop in zip(batch.bounds, batch.bounds[1:], strict=False)
+        for start, stop in pairwise(batch.bounds)
     ]
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous()
 
@@ -204,7 +215,7 @@ def _torch_varlen(
     if q.shape[1] != k.shape[1]:
         k, v = (t.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for t in (k, v))
     out = varlen.varlen_attn(q, k, v, *_bounds(batch), **options)
-    return out[None]  # type: ignore[index]
+    return cast(torch.Tensor, out)[None]
 
 
 def _flash_attn(

@@ -30,7 +30,9 @@ class CausalModel:
         return {k: p for k, p in self.module.named_parameters() if p.requires_grad}
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """Everything a model file holds, tied tensors once: parameters and the buffers that are saved."""
+        """Everything a model file holds, tied tensors once: parameters and the buffers that are
+        saved.
+        """
         stored = set(self.module.state_dict(keep_vars=True))
         buffers = {key: buffer for key, buffer in self.module.named_buffers() if key in stored}
         return {**dict(self.module.named_parameters()), **buffers}
@@ -39,7 +41,8 @@ class CausalModel:
     def micro_batch(self, batch: Batch, last: bool) -> Iterator[torch.Tensor]:
         """The loss sum of a batch; its backward pass belongs inside.
 
-        Gradients are reduced inside a shard group every time (they would not fit otherwise), but between replicas,
+        Gradients are reduced inside a shard group every time (they would not fit otherwise), but
+        between replicas,
         the slow links, only with the step's last micro-batch.
         """
         self.module.set_requires_all_reduce(last)
@@ -63,8 +66,12 @@ class CausalModel:
         with torch.no_grad(), attention.documents(batch):
             return float(self.loss_sum(batch))
 
-    def saved_names(self) -> dict[str, str]:
-        """Trainable parameter -> the name it has in the exported model or adapter."""
+    def result(self) -> dict[str, torch.Tensor]:
+        """What training makes: all weights, or the adapters."""
+        return self.weights() if self.adapters is None else dict(self.trainable())
+
+    def result_names(self) -> dict[str, str]:
+        """Each name in the result -> its name in the exported model or adapter."""
         if self.adapters is None:
-            return {name: name for name in self.trainable()}
+            return {name: name for name in self.weights()}
         return lora.adapter_names(self.module)

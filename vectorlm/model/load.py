@@ -1,7 +1,10 @@
-"""A model folder -> a sharded model of which no rank ever holds the whole. Floor 2, called by `assemble`.
+"""A model folder -> a sharded model of which no rank ever holds the whole.
+Floor 2, called by `assemble`.
 
-Built with parameters on the meta device, adapters added, sharded, then filled: each rank reads its own slices of
-the safetensors files. Where names or formats do not allow that, the first rank reads the model through
+Built with parameters on the meta device, adapters added, sharded, then filled: each rank reads its
+own slices of
+the safetensors files. Where names or formats do not allow that, the first rank reads the model
+through
 transformers and sends it out tensor by tensor.
 """
 
@@ -50,7 +53,8 @@ def model_folder(name: str) -> Path:
         return Path(snapshot_download(name, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError, OSError) as error:
         raise ModelError(
-            f"model: {name} is neither a folder here nor a model in the local Hugging Face cache; give a folder, "
+            f"model: {name} is neither a folder here nor a model in the local Hugging Face cache; "
+            "give a folder, "
             f"or fetch it where there is a network: hf download {name}"
         ) from error
 
@@ -71,9 +75,15 @@ def load_model(name: str, train: TrainParameters, here: Place) -> CausalModel:
     _pad_vocabulary(config, train.pad_vocab_to_multiple_of)
     precision = train.effective_precision
     _check_precision(precision, here.device)
-    adapters = lora.lora_config(train.lora_peft_config, str(name)) if train.lora_peft_config else None
+    adapters = (
+        lora.lora_config(train.lora_peft_config, str(name)) if train.lora_peft_config else None
+    )
     choice = attention.choose(
-        _model_class(config, folder), config, train.use_flash_attention, here.device, COMPUTE_DTYPE[precision]
+        _model_class(config, folder),
+        config,
+        train.use_flash_attention,
+        here.device,
+        COMPUTE_DTYPE[precision],
     )
     attention.register(choice)
 
@@ -88,7 +98,10 @@ def load_model(name: str, train: TrainParameters, here: Place) -> CausalModel:
         recompute_blocks(model)
     buffers = {key: buffer.clone() for key, buffer in model.named_buffers()}
     mesh = make_mesh(
-        train.sharding_strategy, here.world, train.shard_group_size or here.local_world, here.device.type
+        train.sharding_strategy,
+        here.world,
+        train.shard_group_size or here.local_world,
+        here.device.type,
     )
     shard(model, mesh, train.sharding_strategy, precision)
     _allocate(model, here.device, buffers)
@@ -100,7 +113,8 @@ def _check_length(config: PretrainedConfig, max_seq_len: int) -> None:
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     if limit and max_seq_len > limit:
         raise ModelError(
-            f"train_parameters.max_seq_len: {max_seq_len} is more than the {limit} positions this model has; "
+            f"train_parameters.max_seq_len: {max_seq_len} is more than the {limit} positions this "
+            "model has; "
             f"set at most {limit} and prepare the data again"
         )
 
@@ -115,23 +129,28 @@ def _check_precision(precision: str, device: torch.device) -> None:
         return
     if not torch.cuda.is_bf16_supported(including_emulation=False):
         raise ModelError(
-            f"train_parameters.precision: {torch.cuda.get_device_name(device)} has no bf16; use `precision: 16-mixed`"
+            f"train_parameters.precision: {torch.cuda.get_device_name(device)} has no bf16; use "
+            "`precision: 16-mixed`"
         )
 
 
 def _model_class(config: PretrainedConfig, folder: Path) -> type[PreTrainedModel]:
     try:
-        return AutoModelForCausalLM._model_mapping[type(config)]
+        found: Any = AutoModelForCausalLM._model_mapping[type(config)]
     except KeyError:
         raise ModelError(
-            f"{folder}: transformers has no causal language model for model_type {config.model_type!r}"
+            f"{folder}: transformers has no causal language model for model_type "
+            f"{config.model_type!r}"
         ) from None
+    return found
 
 
 def _with_adapters(
     model: PreTrainedModel, adapters: LoraConfig | None, dtype: torch.dtype, seed: int
 ) -> tuple[nn.Module, dict[str, torch.Tensor]]:
-    """The model with its adapters (trainable, in `dtype`) and their first values; without, as it is."""
+    """The model with its adapters (trainable, in `dtype`) and their first values; without, as it
+    is.
+    """
     if adapters is None:
         return model, {}
     with init_empty_weights(include_buffers=False):
@@ -144,7 +163,9 @@ def _with_adapters(
 
 
 def _allocate(model: nn.Module, device: torch.device, buffers: dict[str, torch.Tensor]) -> None:
-    """Give the shards memory. Buffers were computed at construction and are put back as they were."""
+    """Give the shards memory. Buffers were computed at construction and are put back as they
+    were.
+    """
     model.to_empty(device=device)
     _base(model).tie_weights()  # allocating gave each name a tensor of its own
     with torch.no_grad():
@@ -169,7 +190,9 @@ def _fill(
 ) -> None:
     weights = Weights(folder)
     names = {key: lora.base_name(key) for key, _ in _targets(model) if key not in initial}
-    stored = _stored_names(set(names.values()), set(weights.files), _base(model).base_model_prefix + ".")
+    stored = _stored_names(
+        set(names.values()), set(weights.files), _base(model).base_model_prefix + "."
+    )
     whole = not train.low_cpu_mem_usage or stored is None
     if whole or (adapters and lora.needs_base_weights(adapters)):
         _send_whole(model, folder, adapters, here, train.seed)
@@ -178,8 +201,7 @@ def _fill(
     with torch.no_grad():
         for key, target in _targets(model):
             if key in initial:
-                value = initial[key]
-                place(target, lambda where, value=value: value[where], list(value.shape), key)
+                place(target, initial[key].__getitem__, list(initial[key].shape), key)
             else:
                 source = stored[names[key]]
                 place(target, weights.reader(source), weights.shape(source), source)
@@ -200,7 +222,9 @@ def _stored_names(wanted: set[str], files: set[str], prefix: str) -> dict[str, s
 def _send_whole(
     model: nn.Module, folder: Path, adapters: LoraConfig | None, here: Place, seed: int
 ) -> None:
-    """The first rank reads the model through transformers; every tensor is sent out and cut by each rank."""
+    """The first rank reads the model through transformers; every tensor is sent out and cut by
+    each rank.
+    """
     source = _read_whole(folder, adapters, seed) if here.rank == 0 else {}
     shapes = {key: list(value.shape) for key, value in source.items()}
     box: list[Any] = [shapes]
@@ -213,7 +237,7 @@ def _send_whole(
             if here.rank == 0:
                 full.copy_(source.pop(key))
             dist.broadcast(full, src=0)
-            place(target, lambda where, full=full: full[where], list(full.shape), key)
+            place(target, full.__getitem__, list(full.shape), key)
 
 
 def _read_whole(folder: Path, adapters: LoraConfig | None, seed: int) -> dict[str, torch.Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
@@ -14,14 +14,17 @@ from transformers import PreTrainedModel
 from vectorlm.errors import ConfigError
 
 ADAPTER = "default"
-# Ways to begin that read or change the base weights: the base would have to be saved with the adapters.
+# Ways to begin that read or change the base weights: the base would have to be saved with the
+# adapters.
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "eva", "lora_ga")
 
 
 def lora_config(arguments: dict[str, Any], base: str) -> LoraConfig:
     where = "train_parameters.lora_peft_config"
     try:
-        config = LoraConfig(**{"task_type": "CAUSAL_LM", "base_model_name_or_path": base, **arguments})
+        config = LoraConfig(
+            **{"task_type": "CAUSAL_LM", "base_model_name_or_path": base, **arguments}
+        )
     except TypeError as error:
         raise ConfigError(f"{where}: {error}; allowed: the arguments of peft.LoraConfig") from error
     except (ValueError, KeyError) as error:
@@ -29,7 +32,8 @@ def lora_config(arguments: dict[str, Any], base: str) -> LoraConfig:
     start = config.init_lora_weights
     if isinstance(start, str) and start.startswith(_CHANGES_BASE):
         raise ConfigError(
-            f"{where}.init_lora_weights: {start} changes the base model's weights, which adapters alone cannot "
+            f"{where}.init_lora_weights: {start} changes the base model's weights, which adapters "
+            "alone cannot "
             "carry; allowed: true, gaussian, orthogonal, false"
         )
     return config
@@ -52,7 +56,7 @@ def first_values(model: PeftModel, seed: int) -> dict[str, torch.Tensor]:
 
     `model` is on the meta device: PEFT's own initialisation is run on the adapters alone.
     """
-    config = model.peft_config[ADAPTER]
+    config = cast(LoraConfig, model.peft_config[ADAPTER])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for module in model.modules():
@@ -67,6 +71,7 @@ def first_values(model: PeftModel, seed: int) -> dict[str, torch.Tensor]:
 
 
 def _materialise(layer: LoraLayer) -> None:
+    """Give the adapters memory and torch's own first values, over which PEFT puts its own."""
     for part_name in layer.adapter_layer_names:
         parts = getattr(layer, part_name)
         if ADAPTER not in parts:
@@ -74,8 +79,10 @@ def _materialise(layer: LoraLayer) -> None:
         part = parts[ADAPTER]
         if isinstance(part, nn.Module):
             part.to_empty(device="cpu")
+            for module in part.modules():
+                getattr(module, "reset_parameters", lambda: None)()
         else:
-            parts[ADAPTER] = nn.Parameter(torch.empty_like(part, device="cpu"))
+            parts[ADAPTER] = nn.Parameter(torch.randn(part.shape, dtype=part.dtype))
 
 
 def base_name(name: str) -> str:

@@ -1,4 +1,6 @@
-"""The loss of a batch: the SUM of its token losses, so that steps can be normalised over all ranks. Floor 2."""
+"""The loss of a batch: the SUM of its token losses, so that steps can be normalised over all
+ranks. Floor 2.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Spreading a model over ranks with FSDP2, and recomputing its blocks. Floor 2, called by `load`."""
+"""Spreading a model over ranks with FSDP2, and recomputing its blocks.
+Floor 2, called by `load`.
+"""
 
 from __future__ import annotations
 
@@ -29,11 +31,14 @@ MASTER_DTYPE: dict[Precision, torch.dtype] = {
 
 
 def find_blocks(model: nn.Module) -> list[nn.Module]:
-    """The repeated blocks of a model: the elements of each outermost list of more than one module."""
+    """The repeated blocks of a model: the elements of each outermost list of more than one
+    module.
+    """
     blocks = list(_outermost_lists(model))
     if not blocks:
         raise ModelError(
-            f"{type(model).__name__} has no list of repeated blocks, so it cannot be sharded block by block"
+            f"{type(model).__name__} has no list of repeated blocks, so it cannot be sharded block "
+            "by block"
         )
     return blocks
 
@@ -56,7 +61,8 @@ def make_mesh(
         return init_device_mesh(device_type, (world,), mesh_dim_names=("shard",))
     if world % shard_group:
         raise ConfigError(
-            f"train_parameters.shard_group_size: {world} ranks cannot be split into groups of {shard_group}; "
+            f"train_parameters.shard_group_size: {world} ranks cannot be split into groups of "
+            f"{shard_group}; "
             f"allowed: a divisor of {world}"
         )
     shape = (world // shard_group, shard_group)
@@ -77,7 +83,10 @@ def shard(
 
 
 def recompute_blocks(model: nn.Module) -> None:
-    """Activation checkpointing: keep a block's input only, and run it again in the backward pass."""
+    """Activation checkpointing: keep a block's input only, and run it again in the backward
+    pass.
+    """
     for block in find_blocks(model):
-        # Replacing `forward` (not wrapping the block) keeps parameter names, and FSDP's hooks outside.
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
+        # Replacing `forward` (not wrapping the block) keeps parameter names, and FSDP's hooks
+        # outside.
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)

@@ -1,4 +1,6 @@
-"""Reading a model folder's safetensors piece by piece, and placing pieces into shards. Floor 2, used by `load`."""
+"""Reading a model folder's safetensors piece by piece, and placing pieces into shards.
+Floor 2, used by `load`.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,8 @@ class Weights:
                 self._open_files[name] = safe_open(path, framework="pt")
             except (OSError, SafetensorError) as error:
                 raise ModelError(
-                    f"{path}: cannot be read ({error}); copy the model folder again, it is incomplete"
+                    f"{path}: cannot be read ({error}); copy the model folder again, it is "
+                    "incomplete"
                 ) from error
         return self._open_files[name]
 
@@ -52,13 +55,15 @@ class Weights:
 
 
 def place(target: torch.Tensor, read: Read, shape: list[int], name: str) -> None:
-    """Fill `target` (perhaps one shard of a DTensor) from a source of `shape`; rows beyond it are zero.
+    """Fill `target` (perhaps one shard of a DTensor) from a source of `shape`; rows beyond it are
+    zero.
 
     Only the first dimension may be larger than the source's: that is a padded vocabulary.
     """
     if list(target.shape[1:]) != shape[1:] or (shape and target.shape[0] < shape[0]):
         raise ModelError(
-            f"{name}: the model's config asks for shape {list(target.shape)}, its weights have {shape}; "
+            f"{name}: the model's config asks for shape {list(target.shape)}, its weights have "
+            f"{shape}; "
             "the folder mixes two models, or its config was edited"
         )
     local, offsets = target, (0,) * target.dim()

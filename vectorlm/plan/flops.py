@@ -1,8 +1,11 @@
-"""Floating-point work of a token, and what GPUs can do in a second. Floor 1, used for the MFU shown in training."""
+"""Floating-point work of a token, and what GPUs can do in a second.
+Floor 1, used for the MFU shown in training.
+"""
 
 from __future__ import annotations
 
-# Dense peaks by the vendors' data sheets, TFLOP/s in bf16 (fp16 where there is no bf16); longest names first.
+# Dense peaks by the vendors' data sheets, TFLOP/s in bf16 (fp16 where there is no bf16); longest
+# names first.
 _PEAK_TFLOPS = (
     ("B200", 2250.0),
     ("H200", 989.0),
@@ -34,7 +37,8 @@ def train_flops_per_token(
 ) -> float:
     """Forward and backward of one token; recomputation is not counted, as is usual for MFU.
 
-    With frozen weights (LoRA) the backward pass needs no weight gradients: 4 instead of 6 operations a parameter.
+    With frozen weights (LoRA) the backward pass needs no weight gradients: 4 instead of 6
+    operations a parameter.
     A token sees half of its document on average, hence mean_context / 2.
     """
     per_parameter = 6 if trains_all else 4

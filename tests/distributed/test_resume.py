@@ -1,0 +1,285 @@
+"""A run that is interrupted, however, ends as one that never was: same losses, same parameters,
+same bits.
+
+Runs are started through the user's door (`vectorlm train`), killed or signalled from outside, and
+started again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from tests.distributed.cases import MAX_SEQ_LEN, make_rows, prepared
+from tests.distributed.ranks import KNOWN_WARNINGS, LIMIT_S, ROOT
+from vectorlm import checkpoint
+from vectorlm.errors import EXIT_OK, EXIT_STOPPED
+
+ROWS, EVAL_ROWS, MANY_EVAL_ROWS = 40, 16, 60
+STEPS = 20  # 2 epochs of 40 rows, 4 a step
+
+
+class Run:
+    """One configuration on disk, which tests start as often as they like."""
+
+    def __init__(self, folder: Path, shared: dict[str, Any], **train: Any) -> None:
+        self.folder = folder
+        self.output = folder / "output"
+        folder.mkdir(parents=True, exist_ok=True)
+        settings = {
+            "output_dir": str(self.output),
+            "max_seq_len": MAX_SEQ_LEN,
+            "epochs": 2,
+            "gradient_accumulation_steps": 2,
+            "logging_steps": 2,
+            "save_frequency": 0.2,
+            "optimizer": {"lr": 5e-3},
+            "lr_scheduler_type": "cosine",
+            "warmup_ratio": 0.1,
+            **train,
+        }
+        dataset = {"train_ds": str(shared["data"]), "eval_ds": str(shared["eval"])}
+        config = {"model": str(shared["model"]), "train_parameters": settings, "dataset": dataset}
+        self.config = folder / "config.yaml"
+        self.config.write_text(yaml.safe_dump(config))
+
+    def start(self, ranks: int = 2, *overrides: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-W", "error", *KNOWN_WARNINGS, "-m", "vectorlm.cli", "train"]
+        command += ["--config", str(self.config), "--nproc-per-node", str(ranks)]
+        command += [f"--set={override}" for override in overrides]
+        with open(self.folder / "log", "a") as log:
+            return subprocess.Popen(
+                command, cwd=ROOT, stdout=log, stderr=log, text=True, env=_environment()
+            )
+
+    def finish(self, ranks: int = 2, *overrides: str) -> int:
+        return self.start(ranks, *overrides).wait(timeout=LIMIT_S)
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "log").read_text()
+
+    def steps(self) -> list[dict[str, Any]]:
+        lines = (self.output / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
+    def facts(self) -> list[tuple[Any, ...]]:
+        """What must not depend on interruptions, exactly."""
+        keys = ("step", "epoch", "loss", "grad_norm", "lr", "tokens", "eval_loss")
+        return [tuple(step[key] for key in keys) for step in self.steps()]
+
+    def model(self) -> dict[str, torch.Tensor]:
+        return torch.load(self.output / "final-model" / "model.bin", weights_only=True)
+
+    def last_files(self) -> dict[str, str]:
+        """The hashes of the last checkpoint's tensors: parameters, optimizer state, RNG."""
+        folder = self.output / "checkpoints" / f"step_{STEPS:08d}"
+        manifest = json.loads((folder / checkpoint.MANIFEST).read_text())
+        return {n: e["sha256"] for n, e in manifest["files"].items() if n.endswith(".distcp")}
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory, model_folder: Any) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("resume")
+    model = model_folder("llama")
+    return {
+        "model": model,
+        "data": prepared(folder / "data", model, make_rows(ROWS)),
+        "eval": prepared(folder / "eval", model, make_rows(EVAL_ROWS, seed=1)),
+        "long eval": prepared(folder / "long", model, make_rows(MANY_EVAL_ROWS, seed=2)),
+    }
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(shared: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = Run(tmp_path_factory.mktemp("uninterrupted"), shared)
+    assert run.finish() == EXIT_OK, run.log
+    assert [step["step"] for step in run.steps()] == list(range(2, STEPS + 1, 2))
+    return run
+
+
+def assert_same(run: Run, expected: Run) -> None:
+    assert run.facts() == expected.facts()
+    model, wanted = run.model(), expected.model()
+    assert model.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        assert torch.equal(model[name], tensor), name
+    assert run.last_files() == expected.last_files()
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + LIMIT_S
+    while not condition():
+        assert process.poll() is None, f"ended with {process.returncode} too early"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def logged(run: Run, step: int) -> Callable[[], bool]:
+    path = run.output / "metrics.jsonl"
+    return lambda: path.exists() and f'"step": {step},' in path.read_text()
+
+
+def saving(run: Run) -> Callable[[], bool]:
+    return lambda: any((run.output / "checkpoints").glob(f"{checkpoint._UNFINISHED}*"))
+
+
+def saved(run: Run, step: int) -> Callable[[], bool]:
+    return lambda: (run.output / "checkpoints" / f"step_{step:08d}").exists()
+
+
+def test_killed_at_random_steps(shared: dict[str, Any], uninterrupted: Run, tmp_path: Path) -> None:
+    run = Run(tmp_path, shared)
+    for step in sorted(random.Random(7).sample(range(2, STEPS - 2, 2), 2)):
+        process = run.start()
+        wait_for(logged(run, step), process)
+        os.kill(_rank_pid(process.pid), signal.SIGKILL)
+        assert process.wait(timeout=60) == 128 + signal.SIGKILL
+    assert run.finish() == EXIT_OK, run.log
+    assert_same(run, uninterrupted)
+
+
+def _children(launcher: int) -> list[str]:
+    return Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+
+
+def _rank_pid(launcher: int, rank: int = 1) -> int:
+    children = _children(launcher)
+    for child in children:
+        if f"RANK={rank}".encode() in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
+            return int(child)
+    raise AssertionError(f"rank {rank} is not among {children}")
+
+
+def test_killed_while_saving(shared: dict[str, Any], uninterrupted: Run, tmp_path: Path) -> None:
+    run = Run(tmp_path, shared)
+    process = run.start()
+    wait_for(saved(run, 2), process)
+    pids = [_rank_pid(process.pid, rank) for rank in (0, 1)]
+    wait_for(saving(run), process)
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    process.wait(timeout=60)
+    assert saving(run)(), "the kill came too late to leave a half-written checkpoint"
+    assert run.finish() == EXIT_OK, run.log
+    assert not saving(run)()
+    assert_same(run, uninterrupted)
+
+
+def test_asked_to_stop(shared: dict[str, Any], uninterrupted: Run, tmp_path: Path) -> None:
+    """At any moment: while libraries load, in a step, in an evaluation, in a save."""
+    run = Run(tmp_path, shared)
+    moments: list[tuple[signal.Signals, Callable[[], bool]]] = [
+        (signal.SIGTERM, lambda: len(_children(process.pid)) == 2),
+        (signal.SIGUSR1, logged(run, 2)),
+        (signal.SIGUSR2, logged(run, 8)),
+        (signal.SIGTERM, saving(run)),
+    ]
+    for number, moment in moments:
+        process = run.start()
+        wait_for(moment, process)
+        process.send_signal(number)
+        assert process.wait(timeout=60) == EXIT_STOPPED, run.log
+        assert f"stopped by {number.name}" in run.log
+    assert run.finish() == EXIT_OK, run.log
+    assert_same(run, uninterrupted)
+
+
+def test_stopped_in_an_evaluation(shared: dict[str, Any], tmp_path: Path) -> None:
+    """The evaluation steers the learning rate here, so it must count exactly once."""
+    settings = {
+        "epochs": 1,
+        "logging_steps": 1,
+        "save_frequency": 1.0,
+        "lr_scheduler_type": "plateau-with-warmup",
+        "lr_scheduler_kwargs": {"patience": 0, "factor": 0.5},
+    }
+    long = {**shared, "eval": shared["long eval"]}
+    expected, run = (
+        Run(tmp_path / "whole", long, **settings),
+        Run(tmp_path / "cut", long, **settings),
+    )
+    assert expected.finish() == EXIT_OK
+    process = run.start()
+    wait_for(logged(run, 3), process)
+    time.sleep(0.2)  # into the evaluation of step 4, which takes longer than the step
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == EXIT_STOPPED
+    folder = checkpoint.newest(run.output)
+    assert folder is not None
+    assert checkpoint.read_state(folder)["report_due"] is not None, folder
+    assert run.finish() == EXIT_OK
+    assert run.facts() == expected.facts()
+    assert [fact[0] for fact in run.facts()] == list(range(1, STEPS // 2 + 1))
+    assert len({fact[4] for fact in run.facts()}) > 1, "the learning rate never moved"
+    for name, tensor in expected.model().items():
+        assert torch.equal(run.model()[name], tensor), name
+
+
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "missing", "no manifest"])
+def test_damaged_checkpoints_are_named_and_skipped(
+    uninterrupted: Run, shared: dict[str, Any], tmp_path: Path, damage: str
+) -> None:
+    output = tmp_path / "output"
+    shutil.copytree(uninterrupted.output, output)
+    newest, older = checkpoint.step_folders(output)
+    target = newest / ("MANIFEST.json" if damage == "no manifest" else "__1_0.distcp")
+    if damage == "flipped":
+        content = bytearray(target.read_bytes())
+        content[len(content) // 2] ^= 1
+        target.write_bytes(content)
+    elif damage == "truncated":
+        os.truncate(target, target.stat().st_size - 1)
+    else:
+        target.unlink()
+    with pytest.raises(checkpoint.CheckpointError):
+        checkpoint.verify(newest)
+    assert checkpoint.newest(output) == older
+
+
+def test_other_numbers_of_ranks(shared: dict[str, Any], uninterrupted: Run, tmp_path: Path) -> None:
+    """2 ranks, then 1, then 4 under another strategy: same samples, same losses up to rounding."""
+    run = Run(tmp_path, shared)
+    stages: list[tuple[int, int, tuple[str, ...]]] = [
+        (2, 6, ()),
+        (1, 12, ()),
+        (
+            4,
+            STEPS,
+            (
+                "train_parameters.sharding_strategy=HYBRID_SHARD",
+                "train_parameters.shard_group_size=2",
+            ),
+        ),
+    ]
+    for ranks, until, overrides in stages:
+        process = run.start(ranks, *overrides)
+        if until < STEPS:
+            wait_for(logged(run, until), process)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=60) == EXIT_STOPPED, run.log
+        else:
+            assert process.wait(timeout=LIMIT_S) == EXIT_OK, run.log
+    assert "the global batch stays 4 rows" in run.log
+    assert len(run.steps()) == len(uninterrupted.steps())
+    for step, expected in zip(run.steps(), uninterrupted.steps(), strict=True):
+        assert step["tokens"] == expected["tokens"]
+        assert step["loss"] == pytest.approx(expected["loss"], abs=1e-6)
+        assert step["eval_loss"] == pytest.approx(expected["eval_loss"], abs=1e-6)
