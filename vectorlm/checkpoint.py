@@ -19,6 +19,7 @@ import os
 import re
 import shutil
 import uuid
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,7 +39,7 @@ MANIFEST = "MANIFEST.json"
 STATE = "state.json"
 FORMAT = 1
 _STEP = re.compile(r"step_(\d{8,})$")
-_UNFINISHED = ".unfinished-"
+UNFINISHED = ".unfinished-"
 # All that DCP's index is made of; nothing else may be built from the file.
 _INDEX_CLASSES: list[Any] = [
     metadata.Metadata,
@@ -91,7 +92,7 @@ class Checkpoints:
     def save(self, step: int, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> Path:
         final = self.root / f"step_{step:08d}"
         token = self.ranks.from_first(uuid.uuid4().hex[:12])
-        unfinished = self.root / f"{_UNFINISHED}{final.name}-{token}"
+        unfinished = self.root / f"{UNFINISHED}{final.name}-{token}"
         needed = int(self.ranks.sum([_local_bytes(tensors)])[0])
         self.ranks.together(lambda: self._prepare(unfinished, needed))
         try:
@@ -158,7 +159,7 @@ class Checkpoints:
 
     def remove_unfinished(self, suffix: str = "") -> None:
         """Remove what interrupted saves left behind; only at the start, before any save."""
-        for folder in self.root.glob(f"{_UNFINISHED}*{suffix}"):
+        for folder in self.root.glob(f"{UNFINISHED}*{suffix}"):
             shutil.rmtree(folder, ignore_errors=True)
 
     def find(self) -> Found:
@@ -229,18 +230,17 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 
 def read_parameters(folder: Path, verify_files: bool = True) -> Iterator[tuple[str, torch.Tensor]]:
-    """The trained parameters one at a time, whole, on the host, under the names of the exported
-    model.
-    """
+    """What was trained, tensor by tensor, whole, on the host, under the names of the export."""
     if verify_files:
         verify(folder)
-    names = read_state(folder)["names"]
     reader = _Reader(folder)
     index = reader.read_metadata().state_dict_metadata
-    for name, saved_name in names.items():
+    for name, saved_name in read_state(folder)["names"].items():
         entry = index[f"model.{name}"]
         tensor = torch.empty(entry.size, dtype=entry.properties.dtype)
-        dcp.load({f"model.{name}": tensor}, storage_reader=_Reader(folder), no_dist=True)
+        with warnings.catch_warnings():  # one process is just what is wanted
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            dcp.load({f"model.{name}": tensor}, storage_reader=reader, no_dist=True)
         yield saved_name, tensor
 
 
@@ -256,11 +256,16 @@ class _Writer(dcp.FileSystemWriter):
 
 
 class _Reader(dcp.FileSystemReader):
+    _index: Any = None
+
+    def reset(self, checkpoint_id: Any = None) -> None:
+        """Keeps the index, so that tensors can be read one after another."""
+
     def read_metadata(self, *args: Any, **kwargs: Any) -> Any:
-        with torch.serialization.safe_globals(_INDEX_CLASSES):
-            index = torch.load(Path(self.path) / ".metadata", weights_only=True)
-        index.storage_meta.load_id = self.load_id
-        return index
+        if self._index is None:
+            with torch.serialization.safe_globals(_INDEX_CLASSES):
+                self._index = torch.load(Path(self.path) / ".metadata", weights_only=True)
+        return self._index
 
 
 def write_json(path: Path, value: Any) -> None:

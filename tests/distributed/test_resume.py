@@ -7,13 +7,10 @@ started again.
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,78 +18,14 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 
-from tests.distributed.cases import MAX_SEQ_LEN, make_rows, prepared
-from tests.distributed.ranks import KNOWN_WARNINGS, LIMIT_S, ROOT
+from tests.distributed.cases import make_rows, prepared
+from tests.distributed.ranks import LIMIT_S
+from tests.distributed.runs import STEPS, Run, children, logged, rank_pid, saved, saving, wait_for
 from vectorlm import checkpoint
 from vectorlm.errors import EXIT_OK, EXIT_STOPPED
 
 ROWS, EVAL_ROWS, MANY_EVAL_ROWS = 40, 16, 60
-STEPS = 20  # 2 epochs of 40 rows, 4 a step
-
-
-class Run:
-    """One configuration on disk, which tests start as often as they like."""
-
-    def __init__(self, folder: Path, shared: dict[str, Any], **train: Any) -> None:
-        self.folder = folder
-        self.output = folder / "output"
-        folder.mkdir(parents=True, exist_ok=True)
-        settings = {
-            "output_dir": str(self.output),
-            "max_seq_len": MAX_SEQ_LEN,
-            "epochs": 2,
-            "gradient_accumulation_steps": 2,
-            "logging_steps": 2,
-            "save_frequency": 0.2,
-            "optimizer": {"lr": 5e-3},
-            "lr_scheduler_type": "cosine",
-            "warmup_ratio": 0.1,
-            **train,
-        }
-        dataset = {"train_ds": str(shared["data"]), "eval_ds": str(shared["eval"])}
-        config = {"model": str(shared["model"]), "train_parameters": settings, "dataset": dataset}
-        self.config = folder / "config.yaml"
-        self.config.write_text(yaml.safe_dump(config))
-
-    def start(self, ranks: int = 2, *overrides: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-W", "error", *KNOWN_WARNINGS, "-m", "vectorlm.cli", "train"]
-        command += ["--config", str(self.config), "--nproc-per-node", str(ranks)]
-        command += [f"--set={override}" for override in overrides]
-        with open(self.folder / "log", "a") as log:
-            return subprocess.Popen(
-                command, cwd=ROOT, stdout=log, stderr=log, text=True, env=_environment()
-            )
-
-    def finish(self, ranks: int = 2, *overrides: str) -> int:
-        return self.start(ranks, *overrides).wait(timeout=LIMIT_S)
-
-    @property
-    def log(self) -> str:
-        return (self.folder / "log").read_text()
-
-    def steps(self) -> list[dict[str, Any]]:
-        lines = (self.output / "metrics.jsonl").read_text().splitlines()
-        return [json.loads(line) for line in lines]
-
-    def facts(self) -> list[tuple[Any, ...]]:
-        """What must not depend on interruptions, exactly."""
-        keys = ("step", "epoch", "loss", "grad_norm", "lr", "tokens", "eval_loss")
-        return [tuple(step[key] for key in keys) for step in self.steps()]
-
-    def model(self) -> dict[str, torch.Tensor]:
-        return torch.load(self.output / "final-model" / "model.bin", weights_only=True)
-
-    def last_files(self) -> dict[str, str]:
-        """The hashes of the last checkpoint's tensors: parameters, optimizer state, RNG."""
-        folder = self.output / "checkpoints" / f"step_{STEPS:08d}"
-        manifest = json.loads((folder / checkpoint.MANIFEST).read_text())
-        return {n: e["sha256"] for n, e in manifest["files"].items() if n.endswith(".distcp")}
-
-
-def _environment() -> dict[str, str]:
-    return {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
 
 
 @pytest.fixture(scope="module")
@@ -124,55 +57,22 @@ def assert_same(run: Run, expected: Run) -> None:
     assert run.last_files() == expected.last_files()
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + LIMIT_S
-    while not condition():
-        assert process.poll() is None, f"ended with {process.returncode} too early"
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-
-
-def logged(run: Run, step: int) -> Callable[[], bool]:
-    path = run.output / "metrics.jsonl"
-    return lambda: path.exists() and f'"step": {step},' in path.read_text()
-
-
-def saving(run: Run) -> Callable[[], bool]:
-    return lambda: any((run.output / "checkpoints").glob(f"{checkpoint._UNFINISHED}*"))
-
-
-def saved(run: Run, step: int) -> Callable[[], bool]:
-    return lambda: (run.output / "checkpoints" / f"step_{step:08d}").exists()
-
-
 def test_killed_at_random_steps(shared: dict[str, Any], uninterrupted: Run, tmp_path: Path) -> None:
     run = Run(tmp_path, shared)
     for step in sorted(random.Random(7).sample(range(2, STEPS - 2, 2), 2)):
         process = run.start()
         wait_for(logged(run, step), process)
-        os.kill(_rank_pid(process.pid), signal.SIGKILL)
+        os.kill(rank_pid(process.pid), signal.SIGKILL)
         assert process.wait(timeout=60) == 128 + signal.SIGKILL
     assert run.finish() == EXIT_OK, run.log
     assert_same(run, uninterrupted)
-
-
-def _children(launcher: int) -> list[str]:
-    return Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
-
-
-def _rank_pid(launcher: int, rank: int = 1) -> int:
-    children = _children(launcher)
-    for child in children:
-        if f"RANK={rank}".encode() in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
-            return int(child)
-    raise AssertionError(f"rank {rank} is not among {children}")
 
 
 def test_killed_while_saving(shared: dict[str, Any], uninterrupted: Run, tmp_path: Path) -> None:
     run = Run(tmp_path, shared)
     process = run.start()
     wait_for(saved(run, 2), process)
-    pids = [_rank_pid(process.pid, rank) for rank in (0, 1)]
+    pids = [rank_pid(process.pid, rank) for rank in (0, 1)]
     wait_for(saving(run), process)
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
@@ -187,7 +87,7 @@ def test_asked_to_stop(shared: dict[str, Any], uninterrupted: Run, tmp_path: Pat
     """At any moment: while libraries load, in a step, in an evaluation, in a save."""
     run = Run(tmp_path, shared)
     moments: list[tuple[signal.Signals, Callable[[], bool]]] = [
-        (signal.SIGTERM, lambda: len(_children(process.pid)) == 2),
+        (signal.SIGTERM, lambda: len(children(process.pid)) == 2),
         (signal.SIGUSR1, logged(run, 2)),
         (signal.SIGUSR2, logged(run, 8)),
         (signal.SIGTERM, saving(run)),
@@ -235,7 +135,7 @@ def test_stopped_in_an_evaluation(shared: dict[str, Any], tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "missing", "no manifest"])
 def test_damaged_checkpoints_are_named_and_skipped(
-    uninterrupted: Run, shared: dict[str, Any], tmp_path: Path, damage: str
+    uninterrupted: Run, tmp_path: Path, damage: str
 ) -> None:
     output = tmp_path / "output"
     shutil.copytree(uninterrupted.output, output)
