@@ -4,50 +4,33 @@ Floor 4, called by `train`.
 
 from __future__ import annotations
 
-import math
 import warnings
-from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
 import vectorlm
-from vectorlm.checkpoint import Checkpoints, read_state
+from vectorlm.checkpoint import Checkpoints
 from vectorlm.config.load import config_to_dict
 from vectorlm.config.schema import Config, DatasetConfig
 from vectorlm.data.tokenize import load_tokenizer
 from vectorlm.dataset import Dataset
 from vectorlm.distributed import Ranks, connect, disconnect
-from vectorlm.errors import CheckpointError, DataError, VectorLMError
+from vectorlm.errors import DataError, VectorLMError
 from vectorlm.final_model import save_final_model
 from vectorlm.metrics import Metrics, Work
 from vectorlm.model.causal import CausalModel
 from vectorlm.model.load import Place, load_model, model_folder, read_config
 from vectorlm.optim import Schedule, build_optimizer, build_scaler
 from vectorlm.plan.flops import peak_flops, train_flops_per_token
-from vectorlm.steps import Position, Steps, warmup_steps
+from vectorlm.resume import Start, find_start
+from vectorlm.steps import warmup_steps
 from vectorlm.stop import StopFlag
 from vectorlm.trainer import Trainer
 
 # OPT and Phi return views from their blocks; transformers never changes them in place, which is all
 # FSDP fears.
 warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
-
-
-@dataclass(frozen=True)
-class Start:
-    """Where a run begins: at the beginning, or at a checkpoint."""
-
-    steps: Steps
-    position: Position
-    steps_done: int
-    folder: Path | None
-    state: dict[str, Any]
-
-    @property
-    def total_steps(self) -> int:
-        return self.steps_done + self.steps.remaining(self.position)
 
 
 def run(config: Config, dataset: DatasetConfig, stop: StopFlag) -> bool:
@@ -161,81 +144,6 @@ def _check_vocabulary(config: Config, datasets: list[Dataset]) -> None:
             )
 
 
-def find_start(
-    config: Config,
-    dataset: DatasetConfig,
-    data: Dataset,
-    checkpoints: Checkpoints | None,
-    ranks: Ranks,
-) -> tuple[Start, list[str]]:
-    """The beginning, or the newest sound checkpoint; with what the person should know about it."""
-    train = config.train_parameters
-    asked = dataset.train_bs * train.gradient_accumulation_steps * ranks.world
-    fresh = Start(Steps(len(data.rows), asked, train.epochs), Position(), 0, None, {})
-    if checkpoints is None:
-        return fresh, []
-    if ranks.first:
-        checkpoints.remove_unfinished()
-    found = checkpoints.find()
-    notes = [f"skipped checkpoint {name}: {problem}" for name, problem in found.skipped.items()]
-    if found.folder is None:
-        return fresh, notes
-    state = ranks.from_first(read_state(found.folder) if ranks.first else {})
-    _refuse_changes(config, data, state)
-    batch = _global_batch(config, dataset, state, asked)
-    steps = replace(fresh.steps, global_batch=batch)
-    position = Position(state["epoch"], state["row"])
-    if position.row >= len(data.rows):  # only after a change that was allowed
-        position = Position(position.epoch + 1, 0)
-    notes.append(
-        f"resuming from {found.folder}: step {state['step']}, epoch {steps.epoch_at(position):.2f}"
-    )
-    if batch != asked:
-        per_rank = math.ceil(batch / (dataset.train_bs * ranks.world))
-        notes.append(
-            f"the global batch stays {batch} rows, as on {state['world']} ranks: {per_rank} "
-            "micro-batches a step now"
-        )
-    return Start(steps, position, state["step"], found.folder, state), notes
-
-
-def _refuse_changes(config: Config, data: Dataset, state: dict[str, Any]) -> None:
-    train = config.train_parameters
-    changes = []
-    if state["data"] != data.fingerprint:
-        changes.append("the training data")
-    if state["seed"] != train.seed:
-        changes.append(f"train_parameters.seed (was {state['seed']}, is {train.seed})")
-    if state["max_seq_len"] != train.max_seq_len:
-        changes.append("train_parameters.max_seq_len")
-    if changes and not train.resume_despite_changes:
-        raise CheckpointError(
-            f"{train.output_dir}: its checkpoints were made with other settings; changed: "
-            f"{', '.join(changes)}. The "
-            "run would not see every row once. Put them back, use another output_dir, or set "
-            "train_parameters.resume_despite_changes: true"
-        )
-
-
-def _global_batch(config: Config, dataset: DatasetConfig, state: dict[str, Any], asked: int) -> int:
-    """The checkpoint's, unless the file asks for another one: rows a rank learns in a step."""
-    train = config.train_parameters
-    a_rank = dataset.train_bs * train.gradient_accumulation_steps
-    if asked == state["global_batch"] or a_rank == state["rank_batch"]:
-        return int(state["global_batch"])
-    if train.resume_despite_changes:
-        return asked
-    raise CheckpointError(
-        f"{train.output_dir}: its checkpoint was made with {state['global_batch']} rows a step "
-        f"({state['rank_batch']} on each of {state['world']} ranks), train_bs x "
-        "gradient_accumulation_steps x ranks is "
-        f"{asked} now. Put dataset.train_bs and train_parameters.gradient_accumulation_steps back "
-        "(the batch then "
-        "stays what it was on any number of ranks), or set "
-        "train_parameters.resume_despite_changes: true"
-    )
-
-
 def describe(
     config: Config, dataset: DatasetConfig, data: Dataset, model: CausalModel, ranks: Ranks
 ) -> dict[str, Any]:
@@ -249,8 +157,7 @@ def describe(
         "peft_config": _jsonable(model.adapters.to_dict()) if model.adapters else None,
         "names": model.result_names(),
         "data": data.fingerprint,
-        "seed": train.seed,
-        "max_seq_len": train.max_seq_len,
+        "precision": train.effective_precision,
         "rank_batch": dataset.train_bs * train.gradient_accumulation_steps,
         "device": ranks.device.type,
     }

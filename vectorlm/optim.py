@@ -116,10 +116,14 @@ class Schedule:
         return {"steps": self._steps, "rates": rates, "inner": inner}
 
     def restore(self, state: dict[str, Any]) -> None:
+        """Go on from there; if the file asks for another peak rate now, in proportion to it."""
         self._steps = state["steps"]
         self._inner.load_state_dict(state["inner"])
-        for group, rate in zip(self._optimizer.param_groups, state["rates"], strict=True):
-            group["lr"] = rate
+        groups = zip(
+            self._optimizer.param_groups, state["rates"], state["peaks"], self._peaks, strict=True
+        )
+        for group, rate, old, new in groups:
+            group["lr"] = rate if old == new else rate * new / old
 
 
 def _scheduler(

@@ -240,7 +240,7 @@ class Trainer:
                 tensors[name]
             )
         self.schedule.restore(state["schedule"])
-        if self.scaler.is_enabled():
+        if self.scaler.is_enabled() and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.position = Position(state["epoch"], state["row"])
         self.steps_done, self.tokens_seen = state["step"], state["tokens_seen"]

@@ -142,15 +142,14 @@ def _plain_model(folder: str, lora: dict[str, Any] | None, seed: int) -> Any:
 def _with_first_adapters(model: Any, folder: str, lora: dict[str, Any], seed: int) -> Any:
     """PEFT's own model, beginning with the adapters that a run begins with."""
     from accelerate import init_empty_weights
-    from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    from vectorlm.model.lora import add_adapters, first_values
+    from vectorlm.model.lora import add_adapters, first_values, lora_config
 
     with init_empty_weights(include_buffers=False):
         empty = AutoModelForCausalLM.from_config(model.config)
-        first = first_values(add_adapters(empty, LoraConfig(task_type="CAUSAL_LM", **lora)), seed)
-    adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **lora))
+        first = first_values(add_adapters(empty, lora_config(lora, folder)), seed)
+    adapted = add_adapters(model, lora_config(lora, folder))
     adapted.load_state_dict(first, strict=False)
     return adapted
 

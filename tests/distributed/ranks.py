@@ -20,8 +20,6 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 300
-# PEFT asks transformers for an attribute by its old name.
-KNOWN_WARNINGS = ("-W", "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 
 def run_ranks(world: int, function: Callable[..., Any], argument: Any) -> Any:
@@ -58,7 +56,6 @@ def _start(rank: int, world: int, port: int, name: str, folder: str) -> subproce
         sys.executable,
         "-W",
         "error",
-        *KNOWN_WARNINGS,
         "-m",
         "tests.distributed.ranks",
         name,

@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from tests.distributed.cases import MAX_SEQ_LEN
-from tests.distributed.ranks import KNOWN_WARNINGS, LIMIT_S, ROOT
+from tests.distributed.ranks import LIMIT_S, ROOT
 from vectorlm import checkpoint
 
 STEPS = 20  # 2 epochs of 40 rows, 4 a step
@@ -46,7 +46,7 @@ class Run:
         self.config.write_text(yaml.safe_dump(config))
 
     def start(self, ranks: int = 2, *overrides: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-W", "error", *KNOWN_WARNINGS, "-m", "vectorlm.cli", "train"]
+        command = [sys.executable, "-W", "error", "-m", "vectorlm.cli", "train"]
         command += ["--config", str(self.config), "--nproc-per-node", str(ranks)]
         command += [f"--set={override}" for override in overrides]
         with open(self.folder / "log", "a") as log:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from typing import Any, cast
 
 import torch
@@ -41,7 +42,9 @@ def lora_config(arguments: dict[str, Any], base: str) -> LoraConfig:
 
 def add_adapters(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
     try:
-        return get_peft_model(model, config, adapter_name=ADAPTER)
+        with warnings.catch_warnings():  # PEFT asks transformers for an attribute by its old name
+            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+            return get_peft_model(model, config, adapter_name=ADAPTER)
     except ValueError as error:
         raise ConfigError(f"train_parameters.lora_peft_config: {error}") from error
 
