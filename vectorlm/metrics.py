@@ -11,10 +11,12 @@ import os
 import socket
 import sys
 import time
+import uuid
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -23,7 +25,7 @@ from vectorlm.config.schema import Config
 from vectorlm.errors import ConfigError
 
 METRICS = "metrics.jsonl"
-WANDB_HOST = ("api.wandb.ai", 443)
+WANDB_ID = "wandb_run_id"
 
 
 @dataclass(frozen=True)
@@ -80,11 +82,13 @@ class Metrics:
             self._task = self._progress.add_task("train", total=total, completed=done, facts="")
             self._progress.start()
 
-    def step(self, step: int, loss: float, tokens: int) -> None:
+    def step(self, step: int, loss: float, lr: float, norm: float, tokens: int) -> None:
         self._tokens += tokens
         self._steps += 1
         if self._progress:
-            self._progress.update(self._task, completed=step, facts=f"loss {loss:.4f}")
+            rate = self._tokens / (time.monotonic() - self._since)
+            facts = f"loss {loss:.4f}  lr {lr:.3g}  grad norm {norm:.3g}  {rate:,.0f} tokens/s"
+            self._progress.update(self._task, completed=step, facts=facts)
 
     def lap(self) -> dict[str, Any]:
         """Throughput since the last logged step; taken before an evaluation, whose time does not
@@ -192,8 +196,16 @@ class _WandB:
                 "enable_wandb_logging: wandb is not installed; pip install 'vectorlm[wandb]', or "
                 "set it to false"
             ) from error
-        mode = os.environ.get("WANDB_MODE") or ("online" if _reaches(WANDB_HOST) else "offline")
-        settings = {"dir": str(folder), "mode": mode, "config": config_dict, **config.wandb_config}
+        server = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+        mode = os.environ.get("WANDB_MODE") or ("online" if _reaches(server) else "offline")
+        settings = {
+            "dir": str(folder),
+            "mode": mode,
+            "config": config_dict,
+            "id": _run_id(folder),
+            "resume": "allow",  # a run that is started again goes on in the same graph
+            **config.wandb_config,
+        }
         self._run = wandb.init(**settings)
 
     def log(self, values: dict[str, Any]) -> None:
@@ -203,9 +215,18 @@ class _WandB:
         self._run.finish()
 
 
-def _reaches(address: tuple[str, int]) -> bool:
+def _run_id(folder: Path) -> str:
+    path = folder / WANDB_ID
+    if not path.exists():
+        path.write_text(uuid.uuid4().hex[:8])
+    return path.read_text().strip()
+
+
+def _reaches(url: str) -> bool:
+    found = urlsplit(url)
+    port = found.port or (80 if found.scheme == "http" else 443)
     try:
-        socket.create_connection(address, timeout=3).close()
+        socket.create_connection((found.hostname or "", port), timeout=3).close()
     except OSError:
         return False
     return True

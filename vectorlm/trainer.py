@@ -66,7 +66,7 @@ class Trainer:
             before, self.position = self.position, group.after
             self.steps_done += 1
             self.tokens_seen += tokens
-            self.metrics.step(self.steps_done, loss, tokens)
+            self.metrics.step(self.steps_done, loss, lr, norm, tokens)
             if self.steps_done % self.train.logging_steps == 0 or self.finished:
                 self.report(self.measured(loss, lr, norm))
             if self.stopping or self.steps.save_due(
