@@ -113,12 +113,13 @@ class Schedule:
             if isinstance(value, (int, float, str, bool, list, dict, type(None)))
         }
         rates = [float(group["lr"]) for group in self._optimizer.param_groups]
-        return {"steps": self._steps, "rates": rates, "inner": inner}
+        return {"steps": self._steps, "rates": rates, "peaks": self._peaks, "inner": inner}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from there; if the file asks for another peak rate now, in proportion to it."""
         self._steps = state["steps"]
-        self._inner.load_state_dict(state["inner"])
+        # A schedule keeps the peak it was begun with, and would go back to it at its next step.
+        self._inner.load_state_dict({k: v for k, v in state["inner"].items() if k != "base_lrs"})
         groups = zip(
             self._optimizer.param_groups, state["rates"], state["peaks"], self._peaks, strict=True
         )
