@@ -106,9 +106,7 @@ class Trainer:
         return loss_sum / max(learned_everywhere, 1), int(tokens)
 
     def update(self) -> tuple[float, float]:
-        """Clip, optimizer step, schedule step: once.
-        Returns the rate and the norm before clipping.
-        """
+        """Clip, optimizer step, schedule step: once. Returns the rate, and the norm unclipped."""
         self.scaler.unscale_(self.optimizer)
         parameters = [p for p in self.model.module.parameters() if p.grad is not None]
         total = get_total_norm([p.grad for p in parameters if p.grad is not None])
@@ -137,10 +135,8 @@ class Trainer:
         ]
         raise TrainingError(
             f"step {self.steps_done + 1}: the {what} is not a finite number on rank "
-            f"{', '.join(map(str, bad))}; all "
-            f"ranks stopped before the update. {self._last_good()} Lower "
-            "train_parameters.optimizer.lr, or "
-            "look for a bad row among the step's data"
+            f"{', '.join(map(str, bad))}; all ranks stopped before the update. {self._last_good()} "
+            "Lower train_parameters.optimizer.lr, or look for a bad row among the step's data"
         )
 
     def _last_good(self) -> str:
