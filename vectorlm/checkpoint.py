@@ -13,9 +13,9 @@ A folder without a matching MANIFEST.json does not count as a checkpoint.
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
+import pickle
 import re
 import shutil
 import uuid
@@ -23,7 +23,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -34,12 +34,17 @@ from torch.distributed.tensor import DTensor
 
 from vectorlm.distributed import Ranks
 from vectorlm.errors import CheckpointError
+from vectorlm.files import DISK_FULL, sha256, sync, sync_folder, write_synced
 
 MANIFEST = "MANIFEST.json"
 STATE = "state.json"
+INDEX = ".metadata"
 FORMAT = 1
+T = TypeVar("T")
 _STEP = re.compile(r"step_(\d{8,})$")
 UNFINISHED = ".unfinished-"
+# torch's writer says no more when the disk refuses in the middle of a tensor.
+_TORCH_CANNOT_WRITE = "[enforce fail at inline_container"
 # All that DCP's index is made of; nothing else may be built from the file.
 _INDEX_CLASSES: list[Any] = [
     metadata.Metadata,
@@ -96,14 +101,22 @@ class Checkpoints:
         needed = int(self.ranks.sum([_local_bytes(tensors)])[0])
         self.ranks.together(lambda: self._prepare(unfinished, needed))
         try:
-            manifest = self._write(unfinished, tensors, state)
-            self.ranks.together(lambda: self._publish(unfinished, final, manifest))
-        except (CheckpointException, CheckpointError) as error:
-            problem = _problem(error)
+            dcp.save(tensors, storage_writer=_Writer(unfinished))
+            parts = self._everywhere(lambda: self._finish_files(unfinished, state))
+            self._everywhere(lambda: self._publish(unfinished, final, parts))
+        except (CheckpointException, OSError) as error:
             if self.ranks.first:
                 shutil.rmtree(unfinished, ignore_errors=True)
-            raise CheckpointError(_not_saved(final, needed, problem)) from None
+            raise CheckpointError(_not_saved(final, needed, _cause(error))) from None
         return final
+
+    def _everywhere(self, work: Callable[[], T]) -> list[T]:
+        """What `work` gives on every rank; what the disk refuses on one is raised on all."""
+        outcomes = self.ranks.gather(_or_refusal(work))
+        for outcome in outcomes:
+            if isinstance(outcome, OSError):
+                raise outcome
+        return cast(list[T], outcomes)
 
     def _prepare(self, unfinished: Path, needed: int) -> None:
         if not self.ranks.first:
@@ -118,37 +131,26 @@ class Checkpoints:
             unfinished.rmdir()
             raise CheckpointError(_not_saved(unfinished.parent, needed, OSError(errno.ENOSPC, "")))
 
-    def _write(
-        self, unfinished: Path, tensors: dict[str, torch.Tensor], state: dict[str, Any]
-    ) -> dict[str, Any]:
-        dcp.save(tensors, storage_writer=_Writer(unfinished))
-        files: dict[str, Any] = {}
-        for part in self.ranks.gather(_or_problem(lambda: self._finish_files(unfinished, state))):
-            if isinstance(part, OSError):
-                raise CheckpointError(part)
-            files |= part
-        return {"format": FORMAT, "files": dict(sorted(files.items()))}
-
     def _finish_files(self, folder: Path, state: dict[str, Any]) -> dict[str, Any]:
         """Hash what this rank wrote; the first rank adds what is written once."""
         names = [path.name for path in folder.glob(f"__{self.ranks.rank}_*")]
         if self.ranks.first:
-            write_json(folder / STATE, state)
-            names += [STATE, ".metadata"]
+            write_synced(folder / STATE, json.dumps(state, indent=1))
+            names += [STATE, INDEX]
         return {name: _entry(folder / name) for name in names}
 
-    def _publish(self, unfinished: Path, final: Path, manifest: dict[str, Any]) -> None:
+    def _publish(self, unfinished: Path, final: Path, parts: list[dict[str, Any]]) -> None:
         if not self.ranks.first:
             return
-        try:
-            write_json(unfinished / MANIFEST, manifest)
-            _sync_folder(unfinished)
-            if final.exists():  # damaged, or from a run that was cut off: ours is sound
-                os.rename(final, unfinished.with_name(unfinished.name + "-replaced"))
-            os.rename(unfinished, final)
-            _sync_folder(self.root)
-        except OSError as error:
-            raise CheckpointError(error) from error
+        files = {name: entry for part in parts for name, entry in sorted(part.items())}
+        write_synced(
+            unfinished / MANIFEST, json.dumps({"format": FORMAT, "files": files}, indent=1)
+        )
+        sync_folder(unfinished)
+        if final.exists():  # damaged, or from a run that was cut off: ours is sound
+            os.rename(final, unfinished.with_name(unfinished.name + "-replaced"))
+        os.rename(unfinished, final)
+        sync_folder(self.root)
         self._prune(step_of(final))
 
     def _prune(self, newest: int) -> None:
@@ -180,14 +182,18 @@ class Checkpoints:
 
     def load(self, folder: Path, tensors: dict[str, torch.Tensor]) -> None:
         """Fill `tensors` in place; they may be sharded otherwise than when they were saved."""
-        try:
-            dcp.load(tensors, storage_reader=_Reader(folder))
-        except CheckpointException as error:
-            cause = _problem(error)
-            raise CheckpointError(
-                f"{folder}: does not fit this run: {cause}; was it made with another model or "
-                "other adapters?"
-            ) from error
+        _read(folder, _Reader(folder), tensors, together=True)
+
+
+def _read(folder: Path, reader: _Reader, tensors: dict[str, torch.Tensor], together: bool) -> None:
+    reader.read_metadata()  # now, for a message of ours if it is not to be trusted
+    try:
+        dcp.load(tensors, storage_reader=reader, no_dist=not together)
+    except CheckpointException as error:
+        raise CheckpointError(
+            f"{folder}: does not fit this run: {_cause(error)}; was it made with another model or "
+            "other adapters?"
+        ) from error
 
 
 def check_owner(folder: Path, allow_foreign: bool) -> None:
@@ -200,18 +206,27 @@ def check_owner(folder: Path, allow_foreign: bool) -> None:
 
 
 def verify(folder: Path, part: int = 0, parts: int = 1) -> None:
-    """Check every `parts`-th file of a checkpoint against its manifest; all are checked by
-    default.
-    """
-    manifest = _read_json(folder / MANIFEST)
-    for name, entry in sorted(manifest["files"].items())[part::parts]:
+    """Check every `parts`-th file of a checkpoint against its manifest; by default, all."""
+    for name, entry in sorted(_listed_files(folder).items())[part::parts]:
         path = folder / name
         if not path.exists():
             raise CheckpointError(f"{name} is missing")
         if path.stat().st_size != entry["bytes"]:
             raise CheckpointError(f"{name} has {path.stat().st_size} bytes, not {entry['bytes']}")
-        if _sha256(path) != entry["sha256"]:
+        if sha256(path) != entry["sha256"]:
             raise CheckpointError(f"{name} is damaged (its SHA-256 differs)")
+
+
+def _listed_files(folder: Path) -> dict[str, dict[str, Any]]:
+    manifest = _read_json(folder / MANIFEST)
+    if manifest.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{MANIFEST} has format {manifest.get('format')}; this version reads {FORMAT}"
+        )
+    files = manifest.get("files")
+    if not isinstance(files, dict) or not {STATE, INDEX} <= files.keys():
+        raise CheckpointError(f"{MANIFEST} does not list {STATE} and {INDEX}")
+    return files
 
 
 def newest(output_dir: str | Path) -> Path | None:
@@ -240,7 +255,7 @@ def read_parameters(folder: Path, verify_files: bool = True) -> Iterator[tuple[s
         tensor = torch.empty(entry.size, dtype=entry.properties.dtype)
         with warnings.catch_warnings():  # one process is just what is wanted
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-            dcp.load({f"model.{name}": tensor}, storage_reader=reader, no_dist=True)
+            _read(folder, reader, {f"model.{name}": tensor}, together=False)
         yield saved_name, tensor
 
 
@@ -250,9 +265,9 @@ class _Writer(dcp.FileSystemWriter):
     def finish(self, metadata: Any, results: Any) -> None:
         super().finish(metadata, results)
         metadata.storage_meta = StorageMeta()  # it named the temporary folder
-        with open(Path(self.path) / ".metadata", "wb") as file:
+        with open(Path(self.path) / INDEX, "wb") as file:
             torch.save(metadata, file)
-            os.fsync(file.fileno())
+            sync(file)
 
 
 class _Reader(dcp.FileSystemReader):
@@ -263,45 +278,32 @@ class _Reader(dcp.FileSystemReader):
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Any:
         if self._index is None:
-            with torch.serialization.safe_globals(_INDEX_CLASSES):
-                self._index = torch.load(Path(self.path) / ".metadata", weights_only=True)
+            path = Path(self.path) / INDEX
+            try:
+                with torch.serialization.safe_globals(_INDEX_CLASSES):
+                    self._index = torch.load(path, weights_only=True)
+            except (pickle.UnpicklingError, RuntimeError, OSError, EOFError) as error:
+                raise CheckpointError(
+                    f"{path}: is no index of tensors as this program writes it, and was not "
+                    "opened; do not trust this checkpoint: remove its folder"
+                ) from error
         return self._index
-
-
-def write_json(path: Path, value: Any) -> None:
-    with open(path, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path.name} is missing, so it was never finished") from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path.name} cannot be read ({error})") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path.name} cannot be read (it holds no JSON object)")
+    return content
 
 
 def _entry(path: Path) -> dict[str, Any]:
-    return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
 def _local_bytes(tensors: dict[str, torch.Tensor]) -> int:
@@ -309,7 +311,7 @@ def _local_bytes(tensors: dict[str, torch.Tensor]) -> int:
     return sum(t.numel() * t.element_size() for t in local)
 
 
-def _or_problem(work: Callable[[], dict[str, Any]]) -> dict[str, Any] | OSError:
+def _or_refusal(work: Callable[[], T]) -> T | OSError:
     try:
         return work()
     except OSError as error:
@@ -324,19 +326,21 @@ def _or_message(work: Callable[[], None]) -> str | None:
     return None
 
 
-def _problem(error: BaseException) -> BaseException:
+def _cause(error: BaseException) -> BaseException:
     """The cause inside DCP's exception, which carries one failure a rank."""
-    if isinstance(error, CheckpointException):
-        failures = [failure[0] for failure in error.failures.values()]
-        return next((f for f in failures if isinstance(f, OSError)), failures[0])
-    return error.args[0] if error.args and isinstance(error.args[0], OSError) else error
+    if not isinstance(error, CheckpointException):
+        return error
+    failures = [failure[0] for failure in error.failures.values()]
+    return next((f for f in failures if isinstance(f, OSError)), failures[0])
 
 
 def _not_saved(final: Path, needed: int, problem: BaseException) -> str:
     root = final if final.exists() else final.parent
     free = shutil.disk_usage(root).free
-    full = free < needed or (
-        isinstance(problem, OSError) and problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    full = (
+        free < needed
+        or (isinstance(problem, OSError) and problem.errno in DISK_FULL)
+        or _TORCH_CANNOT_WRITE in str(problem)
     )
     why = "the disk is full or your quota is used up" if full else str(problem)
     return (

@@ -8,6 +8,7 @@ host memory, the others drop each at once.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -16,9 +17,9 @@ from pathlib import Path
 import torch
 from torch.distributed.tensor import DTensor
 
-from vectorlm.checkpoint import write_json
 from vectorlm.distributed import Ranks
 from vectorlm.errors import ExportError
+from vectorlm.files import sync, write_synced
 from vectorlm.model.causal import CausalModel
 
 FOLDER = "final-model"
@@ -49,9 +50,12 @@ def _write(model: CausalModel, whole: dict[str, torch.Tensor], base: str, final:
         if model.adapters:
             model.module.save_pretrained(unfinished, state_dict=whole, save_embedding_layers=False)
         else:
-            torch.save(whole, unfinished / "model.bin")
+            with open(unfinished / "model.bin", "wb") as file:
+                torch.save(whole, file)
+                sync(file)
         kind = "lora" if model.adapters else "full"
-        write_json(unfinished / "export.json", {"base_model": base, "kind": kind})
+        about = {"base_model": base, "kind": kind}
+        write_synced(unfinished / "export.json", json.dumps(about))
         shutil.rmtree(final, ignore_errors=True)
         os.rename(unfinished, final)
     except (OSError, RuntimeError) as error:

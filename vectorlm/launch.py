@@ -70,7 +70,7 @@ class _Ranks:
         """Until every rank has ended; a rank that fails ends the others after a grace period."""
         failed: int | None = None
         deadline = float("inf")
-        while any(process.poll() is None for process in self._processes):
+        while None in [process.poll() for process in self._processes]:
             if failed is None and any(process.returncode for process in self._processes):
                 failed = self._first_failed()
                 deadline = time.monotonic() + GRACE_S

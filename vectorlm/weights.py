@@ -7,7 +7,6 @@ used, and those pages belong to the file: the system takes them back when it nee
 from __future__ import annotations
 
 import ctypes
-import errno
 import json
 import os
 import re
@@ -22,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from vectorlm.errors import ExportError
+from vectorlm.files import DISK_FULL
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _UNITS = {
@@ -34,7 +34,6 @@ _UNITS = {
     "MIB": 2**20,
     "GIB": 2**30,
 }
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def parse_size(text: str) -> int:
@@ -243,7 +242,7 @@ def write_errors(folder: Path, needed_bytes: int) -> Iterator[None]:
     except (OSError, SafetensorError) as problem:
         # safetensors writes outside Python and reports the number only in its text.
         number = getattr(problem, "errno", None) or _number_in(str(problem))
-        if number in _FULL:
+        if number in DISK_FULL:
             raise _no_space(folder, needed_bytes) from problem
         raise ExportError(f"{folder}: cannot be written: {problem}") from problem
 

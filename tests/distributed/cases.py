@@ -144,8 +144,11 @@ def _with_first_adapters(model: Any, folder: str, lora: dict[str, Any], seed: in
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
 
-    from vectorlm.model.lora import add_adapters, first_values, lora_config
+    from vectorlm.model.lora import add_adapters, first_values, lora_config, needs_base_weights
 
+    if needs_base_weights(lora_config(lora, folder)):
+        torch.manual_seed(seed)
+        return add_adapters(model, lora_config(lora, folder))
     with init_empty_weights(include_buffers=False):
         empty = AutoModelForCausalLM.from_config(model.config)
         first = first_values(add_adapters(empty, lora_config(lora, folder)), seed)

@@ -16,6 +16,12 @@ from tests.tiny import VOCABULARY
 
 ON_TWO = ("FULL_SHARD", "SHARD_GRAD_OP", "NO_SHARD")
 KINDS = {"full": {}, "lora": {"lora_peft_config": LORA}}
+LORA_OPTIONS = {
+    "rslora": {"use_rslora": True},
+    "dora": {"use_dora": True, "init_lora_weights": True},
+    "modules_to_save": {"modules_to_save": ["lm_head"]},
+    "all-linear": {"target_modules": "all-linear", "bias": "lora_only"},
+}
 GRID = [
     (strategy, kind, recompute)
     for strategy, kind, recompute in product((*ON_TWO, "HYBRID_SHARD"), KINDS, (False, True))
@@ -66,6 +72,11 @@ def made(tmp_path_factory: pytest.TempPathFactory, model_folder: Any) -> dict[st
         gradient_accumulation_steps=2,
         optimizer={"name": "SGD", "lr": 0.1, "kwargs": {"momentum": 0.9}},
     )
+    options = {
+        name: {"lora_peft_config": {**LORA, **option}} for name, option in LORA_OPTIONS.items()
+    }
+    for name, option in options.items():
+        two[name] = case(name, gradient_accumulation_steps=2, **option)
     four["hybrid, accumulated"] = case(
         "hybrid2",
         sharding_strategy="HYBRID_SHARD",
@@ -74,6 +85,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, model_folder: Any) -> dict[st
     )
     results = run_ranks(2, train_all, two) | run_ranks(4, train_all, four)
     plain = {kind: plain_loop(case(kind, **KINDS[kind]), rows, 4) for kind in KINDS}
+    plain |= {name: plain_loop(two[name], rows, 4) for name in options}
     plain["sgd"] = plain_loop(two["sgd"], rows, 4)
     plain["six rows"] = plain_loop(two["uneven micro-batches"], rows, 6)
     plain["eight rows"] = plain_loop(four["hybrid, accumulated"], rows, 8)
@@ -110,6 +122,11 @@ def test_every_strategy_equals_the_plain_loop(
 )
 def test_other_ways_to_the_same_batch(made: dict[str, Any], name: str, plain: str) -> None:
     assert_same(made["results"][name], made["plain"][plain])
+
+
+@pytest.mark.parametrize("option", LORA_OPTIONS)
+def test_options_of_lora(made: dict[str, Any], option: str) -> None:
+    assert_same(made["results"][option], made["plain"][option])
 
 
 def test_training_moves_what_it_should(made: dict[str, Any]) -> None:

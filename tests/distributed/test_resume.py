@@ -25,7 +25,7 @@ from tests.distributed.runs import STEPS, Run, children, logged, rank_pid, saved
 from vectorlm import checkpoint
 from vectorlm.errors import EXIT_OK, EXIT_STOPPED
 
-ROWS, EVAL_ROWS, MANY_EVAL_ROWS = 40, 16, 60
+ROWS, EVAL_ROWS, MANY_EVAL_ROWS = 40, 16, 30
 
 
 @pytest.fixture(scope="module")
@@ -58,14 +58,30 @@ def assert_same(run: Run, expected: Run) -> None:
 
 
 def test_killed_at_random_steps(shared: dict[str, Any], uninterrupted: Run, tmp_path: Path) -> None:
+    """And the newest checkpoint that the first kill leaves is damaged: an older one is taken."""
     run = Run(tmp_path, shared)
-    for step in sorted(random.Random(7).sample(range(2, STEPS - 2, 2), 2)):
-        process = run.start()
-        wait_for(logged(run, step), process)
-        os.kill(rank_pid(process.pid), signal.SIGKILL)
-        assert process.wait(timeout=60) == 128 + signal.SIGKILL
+    first, second = sorted(random.Random(7).sample(range(4, STEPS - 2, 2), 2))
+    kill_at(run, first)
+    newest = checkpoint.newest(run.output)
+    assert newest is not None
+    flip_a_bit(newest / "__1_0.distcp")
+    kill_at(run, second)
+    assert f"skipped checkpoint {newest.name}: __1_0.distcp is damaged" in run.log
     assert run.finish() == EXIT_OK, run.log
     assert_same(run, uninterrupted)
+
+
+def kill_at(run: Run, step: int) -> None:
+    process = run.start()
+    wait_for(logged(run, step), process)
+    os.kill(rank_pid(process.pid), signal.SIGKILL)
+    assert process.wait(timeout=60) == 128 + signal.SIGKILL
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
 
 
 def test_killed_while_saving(shared: dict[str, Any], uninterrupted: Run, tmp_path: Path) -> None:
@@ -119,7 +135,7 @@ def test_stopped_in_an_evaluation(shared: dict[str, Any], tmp_path: Path) -> Non
     assert expected.finish() == EXIT_OK
     process = run.start()
     wait_for(logged(run, 3), process)
-    time.sleep(0.2)  # into the evaluation of step 4, which takes longer than the step
+    time.sleep(0.1)  # into the evaluation of step 4, which takes longer than the step
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == EXIT_STOPPED
     folder = checkpoint.newest(run.output)
@@ -142,9 +158,7 @@ def test_damaged_checkpoints_are_named_and_skipped(
     newest, older = checkpoint.step_folders(output)
     target = newest / ("MANIFEST.json" if damage == "no manifest" else "__1_0.distcp")
     if damage == "flipped":
-        content = bytearray(target.read_bytes())
-        content[len(content) // 2] ^= 1
-        target.write_bytes(content)
+        flip_a_bit(target)
     elif damage == "truncated":
         os.truncate(target, target.stat().st_size - 1)
     else:

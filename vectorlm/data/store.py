@@ -27,6 +27,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vectorlm.data.pack import Row, Tokens
 from vectorlm.errors import DataError
+from vectorlm.files import DISK_FULL, sync, sync_folder, write_synced
 
 FORMAT = 1
 MANIFEST_NAME = "manifest.json"
@@ -415,7 +416,7 @@ def explained(folder: Path) -> Iterator[None]:
 
 
 def disk_message(folder: Path, error: OSError) -> str:
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if error.errno not in DISK_FULL:
         return (
             f"{folder}: cannot be written: {error}.\n"
             "Check the permissions, or choose another save_path."
@@ -438,22 +439,3 @@ def free_space(folder: Path) -> str:
 
 def open_shard(path: Path) -> BinaryIO:
     return open(path, "wb")
-
-
-def write_synced(path: Path, text: str) -> None:
-    with open(path, "wb") as file:
-        file.write(text.encode())
-        sync(file)
-
-
-def sync(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    number = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
