@@ -132,15 +132,13 @@ def _check_vocabulary(config: Config, datasets: list[Dataset]) -> None:
         if data.manifest.tokenizer_sha256 != fingerprint:
             raise DataError(
                 f"{data.folder}: was prepared with another tokenizer than that of {config.model}; "
-                "prepare it again: "
-                "python preprocess_data.py --config ..."
+                "prepare it again: python preprocess_data.py --config ..."
             )
         if data.manifest.max_token_id >= vocab_size:
             raise DataError(
                 f"{data.folder}: holds token {data.manifest.max_token_id}, but {config.model} has "
-                "a vocabulary of "
-                f"{vocab_size}; its tokenizer has tokens that the model does not know: resize the "
-                "model's embeddings"
+                f"a vocabulary of {vocab_size}; its tokenizer has tokens that the model does not "
+                "know: resize the model's embeddings"
             )
 
 

@@ -1,5 +1,5 @@
-"""Checkpoints: sharded tensors and JSON, written whole or not at all.
-Floor 2, used by `trainer` and `export`.
+"""Checkpoints: sharded tensors and JSON, written whole or not at all. Floor 2, used by `trainer`
+and `export`.
 
     checkpoints/step_00000500/
         __0_0.distcp ...  tensors, a file a rank, through torch.distributed.checkpoint
@@ -345,9 +345,8 @@ def _not_saved(final: Path, needed: int, problem: BaseException) -> str:
     why = "the disk is full or your quota is used up" if full else str(problem)
     return (
         f"{final}: the checkpoint could not be saved: {why} (needed {_gib(needed)}, free "
-        f"{_gib(free)}); earlier "
-        "checkpoints are intact. Make room or lower train_parameters.keep_checkpoints, then start "
-        "again"
+        f"{_gib(free)}); earlier checkpoints are intact. Make room or lower "
+        "train_parameters.keep_checkpoints, then start again"
     )
 
 

@@ -82,9 +82,8 @@ class Dataset:
         if prepared != asked:
             raise DataError(
                 f"{self.folder}: was prepared with {key} {prepared}, the configuration says "
-                f"{asked}; "
-                f"set it to {prepared}, or prepare the data again: python preprocess_data.py "
-                "--config ..."
+                f"{asked}; set it to {prepared}, or prepare the data again: python "
+                "preprocess_data.py --config ..."
             )
 
     @property

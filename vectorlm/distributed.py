@@ -106,8 +106,8 @@ def connect(timeout_minutes: int) -> Ranks:
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise ClusterError(
             f"rank {rank} of {world} cannot reach the others at {where}: {error}; check "
-            "MASTER_ADDR, "
-            "MASTER_PORT and the network interface (GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME)"
+            "MASTER_ADDR, MASTER_PORT and the network interface (GLOO_SOCKET_IFNAME, "
+            "NCCL_SOCKET_IFNAME)"
         ) from error
     return Ranks(rank, world, local_rank, local_world, device)
 

@@ -1,9 +1,8 @@
 """The trained model as one file on the first rank's disk, or its adapters as a PEFT folder.
 Floor 3.
 
-`export` turns either into a Hugging Face folder. Tensors are gathered one at a time: the first
-rank keeps them in
-host memory, the others drop each at once.
+`export` turns either into a Hugging Face folder. Tensors are gathered one at a time: the first rank
+keeps them in host memory, the others drop each at once.
 """
 
 from __future__ import annotations
@@ -63,6 +62,5 @@ def _write(model: CausalModel, whole: dict[str, torch.Tensor], base: str, final:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise ExportError(
             f"{final}: the final model could not be written: {error} (free {free / 2**30:.2f} "
-            "GiB); the last "
-            "checkpoint holds everything: make room and start again"
+            "GiB); the last checkpoint holds everything: make room and start again"
         ) from error

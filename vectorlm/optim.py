@@ -37,9 +37,8 @@ def build_optimizer(
             n for n in dir(torch.optim) if n[0].isupper() and n not in _NEED_MORE_THAN_GRADIENTS
         ]
         raise ConfigError(
-            f"train_parameters.optimizer.name: {config.name!r} is no optimizer of torch.optim that "
-            "can be used here; "
-            f"allowed: {', '.join(names)}"
+            f"train_parameters.optimizer.name: {config.name!r} is no optimizer of torch.optim "
+            f"that can be used here; allowed: {', '.join(names)}"
         )
     signature = inspect.signature(kind).parameters.values()
     # Adafactor's `eps` is a pair of another meaning, given through `kwargs`.

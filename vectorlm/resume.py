@@ -133,9 +133,7 @@ def _global_batch(config: Config, dataset: DatasetConfig, state: dict[str, Any],
     raise CheckpointError(
         f"{train.output_dir}: its checkpoint was made with {state['global_batch']} rows a step "
         f"({state['rank_batch']} on each of {state['world']} ranks), train_bs x "
-        "gradient_accumulation_steps x ranks is "
-        f"{asked} now. Put dataset.train_bs and train_parameters.gradient_accumulation_steps back "
-        "(the batch then "
-        "stays what it was on any number of ranks), or set "
-        "train_parameters.resume_despite_changes: true"
+        f"gradient_accumulation_steps x ranks is {asked} now. Put dataset.train_bs and "
+        "train_parameters.gradient_accumulation_steps back (the batch then stays what it was on "
+        "any number of ranks), or set train_parameters.resume_despite_changes: true"
     )

@@ -131,8 +131,7 @@ def _wandb(config: Config) -> Iterator[Problem]:
         yield Problem(
             (path,),
             "is a secret, and configurations are shared and logged; remove it, and run `wandb "
-            "login` "
-            "or set WANDB_API_KEY in the environment",
+            "login` or set WANDB_API_KEY in the environment",
         )
 
 

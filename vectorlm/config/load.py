@@ -1,7 +1,7 @@
 """A YAML file and `--set` -> one frozen Config, or one ConfigError with every mistake. Floor 0.
 
-Every door calls `load_config` first. A line of the error reads
-`file:line: section.key: what is wrong; what is allowed; did you mean ...`.
+Every door calls `load_config` first. A line of the error reads `file:line: section.key: what is
+wrong; what is allowed; did you mean ...`.
 """
 
 from __future__ import annotations

@@ -2,8 +2,7 @@
 
 The classes are frozen and refuse unknown keys. Key names are the ones users of the original
 VectorLM have in their files; `docs/config.md` and `configs/schema.json` are rendered from here
-(`vectorlm.config.reference`).
-Rules that concern several keys live in `vectorlm.config.checks`.
+(`vectorlm.config.reference`). Rules that concern several keys live in `vectorlm.config.checks`.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
-"""Attention that keeps the documents of a row apart.
-Floor 2, registered with transformers by `load`.
+"""Attention that keeps the documents of a row apart. Floor 2, registered with transformers by
+`load`.
 
-Rows are laid end to end in one line of T tokens; `documents(batch)` says where each document
-starts while the
-batch runs forward and backward (activation checkpointing runs the forward again). Legend: q, k, v
-[1, H, T, D].
+Rows are laid end to end in one line of T tokens; `documents(batch)` says where each document starts
+while the batch runs forward and backward (activation checkpointing runs the forward again). Legend:
+q, k, v [1, H, T, D].
 """
 
 from __future__ import annotations
@@ -139,8 +138,7 @@ def _per_document(
     if softcap is not None or s_aux is not None or attention_mask is not None:
         raise ModelError(
             f"{type(module).__name__} asks for capped scores, attention sinks or a mask of its "
-            "own, which "
-            "packed documents cannot have yet; please report this model"
+            "own, which packed documents cannot have yet; please report this model"
         )
     assert _current is not None, "attention runs inside `documents(batch)`"
     assert (query.shape[0], query.shape[2]) == (1, _current.bounds[-1]), "not this batch's tokens"

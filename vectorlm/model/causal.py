@@ -42,8 +42,7 @@ class CausalModel:
         """The loss sum of a batch; its backward pass belongs inside.
 
         Gradients are reduced inside a shard group every time (they would not fit otherwise), but
-        between replicas,
-        the slow links, only with the step's last micro-batch.
+        between replicas, the slow links, only with the step's last micro-batch.
         """
         self.module.set_requires_all_reduce(last)
         batch = batch.to(self.device)

@@ -2,10 +2,8 @@
 Floor 2, called by `assemble`.
 
 Built with parameters on the meta device, adapters added, sharded, then filled: each rank reads its
-own slices of
-the safetensors files. Where names or formats do not allow that, the first rank reads the model
-through
-transformers and sends it out tensor by tensor.
+own slices of the safetensors files. Where names or formats do not allow that, the first rank reads
+the model through transformers and sends it out tensor by tensor.
 """
 
 from __future__ import annotations
@@ -54,8 +52,7 @@ def model_folder(name: str) -> Path:
     except (LocalEntryNotFoundError, HFValidationError, OSError) as error:
         raise ModelError(
             f"model: {name} is neither a folder here nor a model in the local Hugging Face cache; "
-            "give a folder, "
-            f"or fetch it where there is a network: hf download {name}"
+            f"give a folder, or fetch it where there is a network: hf download {name}"
         ) from error
 
 
@@ -114,8 +111,7 @@ def _check_length(config: PretrainedConfig, max_seq_len: int) -> None:
     if limit and max_seq_len > limit:
         raise ModelError(
             f"train_parameters.max_seq_len: {max_seq_len} is more than the {limit} positions this "
-            "model has; "
-            f"set at most {limit} and prepare the data again"
+            f"model has; set at most {limit} and prepare the data again"
         )
 
 

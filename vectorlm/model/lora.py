@@ -34,8 +34,7 @@ def lora_config(arguments: dict[str, Any], base: str) -> LoraConfig:
     if isinstance(start, str) and start.startswith(_CHANGES_BASE):
         raise ConfigError(
             f"{where}.init_lora_weights: {start} changes the base model's weights, which adapters "
-            "alone cannot "
-            "carry; allowed: true, gaussian, orthogonal, false"
+            "alone cannot carry; allowed: true, gaussian, orthogonal, false"
         )
     return config
 

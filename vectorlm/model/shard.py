@@ -62,8 +62,7 @@ def make_mesh(
     if world % shard_group:
         raise ConfigError(
             f"train_parameters.shard_group_size: {world} ranks cannot be split into groups of "
-            f"{shard_group}; "
-            f"allowed: a divisor of {world}"
+            f"{shard_group}; allowed: a divisor of {world}"
         )
     shape = (world // shard_group, shard_group)
     return init_device_mesh(device_type, shape, mesh_dim_names=("replica", "shard"))

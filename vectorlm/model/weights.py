@@ -63,8 +63,7 @@ def place(target: torch.Tensor, read: Read, shape: list[int], name: str) -> None
     if list(target.shape[1:]) != shape[1:] or (shape and target.shape[0] < shape[0]):
         raise ModelError(
             f"{name}: the model's config asks for shape {list(target.shape)}, its weights have "
-            f"{shape}; "
-            "the folder mixes two models, or its config was edited"
+            f"{shape}; the folder mixes two models, or its config was edited"
         )
     local, offsets = target, (0,) * target.dim()
     if isinstance(target, DTensor):

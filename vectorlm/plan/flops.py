@@ -1,5 +1,5 @@
-"""Floating-point work of a token, and what GPUs can do in a second.
-Floor 1, used for the MFU shown in training.
+"""Floating-point work of a token, and what GPUs can do in a second. Floor 1, used for the MFU shown
+in training.
 """
 
 from __future__ import annotations
@@ -38,8 +38,7 @@ def train_flops_per_token(
     """Forward and backward of one token; recomputation is not counted, as is usual for MFU.
 
     With frozen weights (LoRA) the backward pass needs no weight gradients: 4 instead of 6
-    operations a parameter.
-    A token sees half of its document on average, hence mean_context / 2.
+    operations a parameter. A token sees half of its document on average, hence mean_context / 2.
     """
     per_parameter = 6 if trains_all else 4
     attention = 12 * layers * hidden * mean_context / 2
