@@ -11,9 +11,7 @@ To see what a run is made of, read on in `vectorlm/train.py` (signals, exit code
 
 from __future__ import annotations
 
-import sys
-
-from vectorlm.train import main
+from vectorlm.train import leave, main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -12,12 +12,16 @@ os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests import tiny
+
+if TYPE_CHECKING:
+    from vectorlm.distributed import Ranks
 
 ModelFolder = Callable[..., Path]
 
@@ -40,3 +44,15 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
         return made[key]
 
     return folder
+
+
+@pytest.fixture
+def one_rank(monkeypatch: pytest.MonkeyPatch) -> Iterator[Ranks]:
+    """This process as the only rank of a run."""
+    from vectorlm.distributed import connect, disconnect
+
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR"):
+        monkeypatch.delenv(name, raising=False)
+    ranks = connect(timeout_minutes=1)
+    yield ranks
+    disconnect()

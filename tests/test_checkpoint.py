@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not at all, every byte checked, nothing in them can run code. On one rank."""
+"""Checkpoints: whole or not at all, every byte checked, nothing in them can run code."""
 
 from __future__ import annotations
 

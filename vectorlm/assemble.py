@@ -73,8 +73,9 @@ def assemble(config: Config, dataset: DatasetConfig, ranks: Ranks, stop: StopFla
         train, optimizer, start.total_steps, warmup_steps(start.total_steps, train.warmup_ratio)
     )
     description = describe(config, dataset, data, model, ranks)
-    metrics = Metrics(
-        config, description["config"], ranks.first, ranks.world, _work(model, data, ranks)
+    work = _work(model, data, ranks)
+    metrics = ranks.together(
+        lambda: Metrics(config, description["config"], ranks.first, ranks.world, work)
     )
     torch.manual_seed(train.seed + ranks.rank)
     trainer = Trainer(

@@ -51,7 +51,13 @@ class Metrics:
         self._total = 0
         if not first:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"train_parameters.output_dir: {self.folder} cannot be written ({error}); give "
+                "another folder"
+            ) from error
         if config.enable_tensorboard_logging:
             self._sinks.append(_TensorBoard(self.folder))
         if config.enable_wandb_logging:

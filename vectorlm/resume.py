@@ -52,7 +52,8 @@ def find_start(
     notes = [f"skipped checkpoint {name}: {problem}" for name, problem in found.skipped.items()]
     if found.folder is None:
         return fresh, notes
-    state = ranks.from_first(read_state(found.folder) if ranks.first else {})
+    folder = found.folder
+    state = ranks.together(lambda: read_state(folder))
     notes += _changes(config, data, state)
     batch = _global_batch(config, dataset, state, asked)
     steps = replace(fresh.steps, global_batch=batch)

@@ -1,7 +1,6 @@
 """The training door: `torchrun ... -m vectorlm.train --config F`, one process a rank. Floor 4.
 
-Exit codes: 0 finished; 2 the user's mistake; 75 stopped on request with everything saved (start
-again to go on).
+Exit codes: 0 finished; 2 the user's mistake; 3 and 75 stopped on request.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from typing import NoReturn
 
 from vectorlm.cli import add_config_arguments, run_door
 from vectorlm.config.load import load_config, required_section
@@ -84,5 +84,12 @@ def _leave_with_launcher() -> None:
     threading.Thread(target=watch, daemon=True, name="launcher-watch").start()
 
 
+def leave(code: int) -> NoReturn:
+    """End this rank, now that all is written: gloo's threads may abort an orderly exit."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -1,8 +1,7 @@
 """What ranks do in the tests of this folder, and the plain loop they are compared with.
 
 A `Case` is a configuration in short; `train_all` trains each with the real parts, `plain_loop` is
-what a textbook
-would do on one process without any of them.
+what a textbook would do on one process without any of them.
 """
 
 from __future__ import annotations

@@ -66,6 +66,7 @@ def _start(rank: int, world: int, port: int, name: str, folder: str) -> subproce
 
 def _rank(name: str, folder: str) -> None:
     from vectorlm.distributed import connect, disconnect
+    from vectorlm.train import leave
 
     module, function = name.split(":")
     argument = torch.load(Path(folder) / "argument", weights_only=False)
@@ -74,6 +75,7 @@ def _rank(name: str, folder: str) -> None:
     if ranks.first:
         torch.save(result, Path(folder) / "result")
     disconnect()
+    leave(0)
 
 
 if __name__ == "__main__":

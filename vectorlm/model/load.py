@@ -8,6 +8,7 @@ the model through transformers and sends it out tensor by tensor.
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +71,7 @@ def load_model(name: str, train: TrainParameters, here: Place) -> CausalModel:
     vocab_size = config.get_text_config().vocab_size
     _check_length(config, train.max_seq_len)
     _pad_vocabulary(config, train.pad_vocab_to_multiple_of)
+    padding = (vocab_size, config.get_text_config().vocab_size)
     precision = train.effective_precision
     _check_precision(precision, here.device)
     adapters = (
@@ -102,7 +104,7 @@ def load_model(name: str, train: TrainParameters, here: Place) -> CausalModel:
     )
     shard(model, mesh, train.sharding_strategy, precision)
     _allocate(model, here.device, buffers)
-    _fill(model, folder, train, adapters, initial, here)
+    _fill(model, folder, train, adapters, initial, here, padding)
     return CausalModel(model, choice, vocab_size, here.device, adapters, mesh)
 
 
@@ -183,6 +185,7 @@ def _fill(
     adapters: LoraConfig | None,
     initial: dict[str, torch.Tensor],
     here: Place,
+    padding: tuple[int, int],
 ) -> None:
     weights = Weights(folder)
     names = {key: lora.base_name(key) for key, _ in _targets(model) if key not in initial}
@@ -191,7 +194,7 @@ def _fill(
     )
     whole = not train.low_cpu_mem_usage or stored is None
     if whole or (adapters and lora.needs_base_weights(adapters)):
-        _send_whole(model, folder, adapters, here, train.seed)
+        _send_whole(model, folder, adapters, here, train.seed, padding)
         return
     assert stored is not None
     with torch.no_grad():
@@ -200,7 +203,7 @@ def _fill(
                 place(target, initial[key].__getitem__, list(initial[key].shape), key)
             else:
                 source = stored[names[key]]
-                place(target, weights.reader(source), weights.shape(source), source)
+                place(target, weights.reader(source), weights.shape(source), source, padding)
 
 
 def _base(model: nn.Module) -> PreTrainedModel:
@@ -216,33 +219,53 @@ def _stored_names(wanted: set[str], files: set[str], prefix: str) -> dict[str, s
 
 
 def _send_whole(
-    model: nn.Module, folder: Path, adapters: LoraConfig | None, here: Place, seed: int
+    model: nn.Module,
+    folder: Path,
+    adapters: LoraConfig | None,
+    here: Place,
+    seed: int,
+    padding: tuple[int, int],
 ) -> None:
     """The first rank reads the model through transformers; every tensor is sent out and cut by
     each rank.
     """
-    source = _read_whole(folder, adapters, seed) if here.rank == 0 else {}
-    shapes = {key: list(value.shape) for key, value in source.items()}
-    box: list[Any] = [shapes]
-    dist.broadcast_object_list(box, src=0)
+    source: dict[str, torch.Tensor] = {}
+    news: list[Any] = [None]  # shapes, or why there are none
+    if here.rank == 0:
+        try:
+            source = _read_whole(folder, adapters, seed)
+            news = [{key: list(value.shape) for key, value in source.items()}]
+        except ModelError as error:
+            news = [str(error)]
+    dist.broadcast_object_list(news, src=0)
+    if isinstance(news[0], str):
+        raise ModelError(news[0])
     with torch.no_grad():
         for key, target in _targets(model):
-            if key not in box[0]:
+            if key not in news[0]:
                 raise ModelError(f"{folder}: its weights lack {key}, which its config asks for")
-            full = torch.empty(box[0][key], dtype=target.dtype, device=here.device)
+            full = torch.empty(news[0][key], dtype=target.dtype, device=here.device)
             if here.rank == 0:
                 full.copy_(source.pop(key))
             dist.broadcast(full, src=0)
-            place(target, full.__getitem__, list(full.shape), key)
+            place(target, full.__getitem__, list(full.shape), key, padding)
 
 
 def _read_whole(folder: Path, adapters: LoraConfig | None, seed: int) -> dict[str, torch.Tensor]:
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise ModelError(f"{folder}: its weights cannot be read: {error}") from error
+    model, info = loaded
+    if info["missing_keys"]:  # transformers would begin them at random
+        lacking = sorted(info["missing_keys"])
+        raise ModelError(
+            f"{folder}: its weights lack {', '.join(lacking[:3])}"
+            f"{f' and {len(lacking) - 3} more' if len(lacking) > 3 else ''}, which its config asks "
+            "for; copy the model folder again, or mend its config.json"
+        )
     if adapters is not None:
         torch.manual_seed(seed)
         model = lora.add_adapters(model, adapters)

@@ -29,7 +29,12 @@ class Weights:
     def _index(self) -> dict[str, str]:
         index = self.folder / "model.safetensors.index.json"
         if index.exists():
-            return dict(json.loads(index.read_text())["weight_map"])
+            try:
+                return dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise ModelError(
+                    f"{index}: cannot be read ({error}); copy the model folder again"
+                ) from error
         if (self.folder / "model.safetensors").exists():
             return dict.fromkeys(self._file("model.safetensors").keys(), "model.safetensors")
         return {}
@@ -54,13 +59,19 @@ class Weights:
         return lambda where: part[where] if where else self._file(self.files[name]).get_tensor(name)
 
 
-def place(target: torch.Tensor, read: Read, shape: list[int], name: str) -> None:
-    """Fill `target` (perhaps one shard of a DTensor) from a source of `shape`; rows beyond it are
-    zero.
+def place(
+    target: torch.Tensor,
+    read: Read,
+    shape: list[int],
+    name: str,
+    padding: tuple[int, int] = (0, 0),
+) -> None:
+    """Fill `target` (perhaps one shard of a DTensor) from a source of `shape`.
 
-    Only the first dimension may be larger than the source's: that is a padded vocabulary.
+    `padding`: the vocabulary and what it is padded to; such a tensor's further rows are zero.
     """
-    if list(target.shape[1:]) != shape[1:] or (shape and target.shape[0] < shape[0]):
+    padded = bool(shape) and (shape[0], target.shape[0]) == padding
+    if list(target.shape)[padded:] != shape[padded:]:
         raise ModelError(
             f"{name}: the model's config asks for shape {list(target.shape)}, its weights have "
             f"{shape}; the folder mixes two models, or its config was edited"
