@@ -260,11 +260,11 @@ def _read_whole(folder: Path, adapters: LoraConfig | None, seed: int) -> dict[st
         raise ModelError(f"{folder}: its weights cannot be read: {error}") from error
     model, info = loaded
     if info["missing_keys"]:  # transformers would begin them at random
-        lacking = sorted(info["missing_keys"])
+        names = sorted(info["missing_keys"])
+        lacking = ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
         raise ModelError(
-            f"{folder}: its weights lack {', '.join(lacking[:3])}"
-            f"{f' and {len(lacking) - 3} more' if len(lacking) > 3 else ''}, which its config asks "
-            "for; copy the model folder again, or mend its config.json"
+            f"{folder}: its weights lack {lacking}, which its config asks for; copy the model "
+            "folder again, or mend its config.json"
         )
     if adapters is not None:
         torch.manual_seed(seed)
