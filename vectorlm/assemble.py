@@ -15,8 +15,8 @@ from vectorlm.config.load import config_to_dict
 from vectorlm.config.schema import Config, DatasetConfig
 from vectorlm.data.tokenize import load_tokenizer
 from vectorlm.dataset import Dataset
-from vectorlm.distributed import Ranks, connect, disconnect
-from vectorlm.errors import DataError, VectorLMError
+from vectorlm.distributed import Ranks, connect, disconnect, rank_left
+from vectorlm.errors import DataError, RankLostError, VectorLMError
 from vectorlm.final_model import save_final_model
 from vectorlm.metrics import Metrics, Work
 from vectorlm.model.causal import CausalModel
@@ -51,6 +51,14 @@ def run(config: Config, dataset: DatasetConfig, stop: StopFlag) -> bool:
     except VectorLMError as error:
         error.said = not ranks.speaks_first(str(error))
         raise
+    except RuntimeError as error:
+        if not rank_left(error):
+            raise
+        raise RankLostError(
+            f"rank {ranks.rank}: another rank has left or does not answer, and this one cannot go "
+            "on without it; the log of that rank says why. Start again to go on from the last "
+            "checkpoint"
+        ) from error
     finally:
         disconnect()
 

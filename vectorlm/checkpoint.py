@@ -32,7 +32,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import StorageMeta
 from torch.distributed.tensor import DTensor
 
-from vectorlm.distributed import Ranks
+from vectorlm.distributed import Ranks, rank_left
 from vectorlm.errors import CheckpointError
 from vectorlm.files import DISK_FULL, sha256, sync, sync_folder, write_synced
 
@@ -107,7 +107,10 @@ class Checkpoints:
         except (CheckpointException, OSError) as error:
             if self.ranks.first:
                 shutil.rmtree(unfinished, ignore_errors=True)
-            raise CheckpointError(_not_saved(final, needed, _cause(error))) from None
+            cause = _cause(error)
+            if rank_left(cause):
+                raise cause from None
+            raise CheckpointError(_not_saved(final, needed, cause)) from None
         return final
 
     def _everywhere(self, work: Callable[[], T]) -> list[T]:

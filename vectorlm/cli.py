@@ -46,7 +46,7 @@ def run_door(door: Callable[[], int | None]) -> int:
     except VectorLMError as error:
         if not error.said:
             print(error, file=sys.stderr, flush=True)
-        return EXIT_USER
+        return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED

@@ -112,6 +112,14 @@ def connect(timeout_minutes: int) -> Ranks:
     return Ranks(rank, world, local_rank, local_world, device)
 
 
+def rank_left(error: BaseException) -> bool:
+    """Whether a collective failed because another rank is gone."""
+    text = str(error)
+    return isinstance(error, RuntimeError) and (
+        "gloo/transport" in text or "remote process" in text
+    )
+
+
 def disconnect() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -7,7 +7,8 @@
     |- CheckpointError         a checkpoint that cannot be written, trusted or resumed from
     |- ExportError             a model that cannot be written or does not reload as it was
     |- ClusterError            ranks, network, launcher
-    `- TrainingError           the run itself: a loss that is no number, a rank that left
+    |  `- RankLostError        another rank has left; exit 1, for it is not the user's mistake
+    `- TrainingError           the run itself: a loss that is no number
 
 A message says where, what was given, what is allowed, and what to do.
 """
@@ -15,6 +16,7 @@ A message says where, what was given, what is allowed, and what to do.
 from __future__ import annotations
 
 EXIT_OK = 0
+EXIT_FAULT = 1
 EXIT_USER = 2
 EXIT_STOPPED = 75
 EXIT_STOPPED_UNSAVED = 3
@@ -23,6 +25,7 @@ EXIT_STOPPED_UNSAVED = 3
 class VectorLMError(Exception):
     """A mistake or a condition that the user can cure; the message is all that is printed."""
 
+    exit_code = EXIT_USER
     said = False  # another rank has printed the same
 
 
@@ -48,6 +51,12 @@ class ExportError(VectorLMError):
 
 class ClusterError(VectorLMError):
     """Ranks cannot be started or cannot reach each other."""
+
+
+class RankLostError(ClusterError):
+    """Another rank has left; why, the one that left first says."""
+
+    exit_code = EXIT_FAULT
 
 
 class TrainingError(VectorLMError):

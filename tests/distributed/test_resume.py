@@ -76,6 +76,9 @@ def kill_at(run: Run, step: int) -> None:
     wait_for(logged(run, step), process)
     os.kill(rank_pid(process.pid), signal.SIGKILL)
     assert process.wait(timeout=60) == 128 + signal.SIGKILL
+    assert "another rank has left or does not answer" in run.log
+    assert "rank 1 was ended by SIGKILL" in run.log
+    assert "Traceback" not in run.log
 
 
 def flip_a_bit(path: Path) -> None:
