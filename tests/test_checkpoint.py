@@ -436,7 +436,7 @@ def test_a_disk_that_fills_while_saving(small_disk: Path, one_rank: Ranks) -> No
     made = checkpoints(small_disk, one_rank, keep=9)
     made.save(1, large(1), STATE_OF_RUN)
     before = everything(made.root)
-    needed = checkpoint._local_bytes(large(2))
+    needed = checkpoint._whole_bytes(large(2))
     state = STATE_OF_RUN | {"long": "x" * 3 * PAGE}
     failures = 0
     for pages in range(1, 40):

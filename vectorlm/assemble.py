@@ -23,7 +23,7 @@ from vectorlm.model.causal import CausalModel
 from vectorlm.model.load import Place, load_model, model_folder, read_config
 from vectorlm.optim import Schedule, build_optimizer, build_scaler
 from vectorlm.plan.flops import peak_flops, train_flops_per_token
-from vectorlm.resume import Start, find_start
+from vectorlm.resume import Start, claim, find_start
 from vectorlm.steps import warmup_steps
 from vectorlm.stop import StopFlag
 from vectorlm.trainer import Trainer
@@ -37,7 +37,11 @@ def run(config: Config, dataset: DatasetConfig, stop: StopFlag) -> bool:
     """Train; True if finished (the final model is written), False if stopped on request."""
     ranks = connect(config.train_parameters.collective_timeout_minutes)
     try:
+        output_dir = config.train_parameters.output_dir
+        lock, note = ranks.together(lambda: claim(output_dir) if ranks.first else (None, None))
         trainer = assemble(config, dataset, ranks, stop)
+        if note:
+            trainer.metrics.say(note)
         try:
             finished = trainer.fit()
             if finished:
@@ -47,6 +51,8 @@ def run(config: Config, dataset: DatasetConfig, stop: StopFlag) -> bool:
                 trainer.metrics.say(f"finished: {folder}")
         finally:
             trainer.metrics.close()
+        if lock:
+            lock.close()
         return finished
     except VectorLMError as error:
         error.said = not ranks.speaks_first(str(error))

@@ -30,7 +30,6 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import filesystem, metadata
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import StorageMeta
-from torch.distributed.tensor import DTensor
 
 from vectorlm.distributed import Ranks, rank_left
 from vectorlm.errors import CheckpointError
@@ -98,7 +97,7 @@ class Checkpoints:
         final = self.root / f"step_{step:08d}"
         token = self.ranks.from_first(uuid.uuid4().hex[:12])
         unfinished = self.root / f"{UNFINISHED}{final.name}-{token}"
-        needed = int(self.ranks.sum([_local_bytes(tensors)])[0])
+        needed = _whole_bytes(tensors)
         self.ranks.together(lambda: self._prepare(unfinished, needed))
         try:
             dcp.save(tensors, storage_writer=_Writer(unfinished))
@@ -112,6 +111,16 @@ class Checkpoints:
                 raise cause from None
             raise CheckpointError(_not_saved(final, needed, cause)) from None
         return final
+
+    def require_space(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Refuse at the start of a run what its first save would refuse hours later."""
+        needed = _whole_bytes(tensors)
+        free = self.ranks.from_first(_free_bytes(self.root.parent))
+        if free < needed:
+            raise CheckpointError(
+                f"{self.root}: a checkpoint of this run needs {_gib(needed)}, but only "
+                f"{_gib(free)} are free; make room, or give another train_parameters.output_dir"
+            )
 
     def _everywhere(self, work: Callable[[], T]) -> list[T]:
         """What `work` gives on every rank; what the disk refuses on one is raised on all."""
@@ -309,9 +318,9 @@ def _entry(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
-def _local_bytes(tensors: dict[str, torch.Tensor]) -> int:
-    local = (t.to_local() if isinstance(t, DTensor) else t for t in tensors.values())
-    return sum(t.numel() * t.element_size() for t in local)
+def _whole_bytes(tensors: dict[str, torch.Tensor]) -> int:
+    """What all ranks write together: a sharded tensor counts whole, a replicated one once."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
 def _or_refusal(work: Callable[[], T]) -> T | OSError:
@@ -338,8 +347,7 @@ def _cause(error: BaseException) -> BaseException:
 
 
 def _not_saved(final: Path, needed: int, problem: BaseException) -> str:
-    root = final if final.exists() else final.parent
-    free = shutil.disk_usage(root).free
+    free = _free_bytes(final)
     full = (
         free < needed
         or (isinstance(problem, OSError) and problem.errno in DISK_FULL)
@@ -351,6 +359,12 @@ def _not_saved(final: Path, needed: int, problem: BaseException) -> str:
         f"{_gib(free)}); earlier checkpoints are intact. Make room or lower "
         "train_parameters.keep_checkpoints, then start again"
     )
+
+
+def _free_bytes(path: Path) -> int:
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
 
 
 def _gib(count: int) -> str:

@@ -70,7 +70,10 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="vectorlm", description="Fine-tune Hugging Face models on Slurm.")
+    parser = _Parser(
+        prog="vectorlm",
+        description="One YAML file in, one model out.",
+    )
     parser.add_argument("--version", action="version", version=f"vectorlm {__version__}")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     for name, (run, summary) in VERBS.items():

@@ -80,7 +80,7 @@ class Ranks:
 
 
 def _one_message(failed: dict[int, str], world: int) -> str:
-    if len(set(failed.values())) == 1 and len(failed) == world:
+    if len(set(failed.values())) == 1 and (len(failed) == world or set(failed) == {0}):
         return next(iter(failed.values()))
     return "\n".join(f"rank {rank}: {text}" for rank, text in failed.items())
 

@@ -49,15 +49,9 @@ class Metrics:
         self._sinks: list[Any] = []
         self._progress: Progress | None = None
         self._total = 0
+        self._mend = ""
         if not first:
             return
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(
-                f"train_parameters.output_dir: {self.folder} cannot be written ({error}); give "
-                "another folder"
-            ) from error
         if config.enable_tensorboard_logging:
             self._sinks.append(_TensorBoard(self.folder))
         if config.enable_wandb_logging:
@@ -113,11 +107,20 @@ class Metrics:
         self._since = time.monotonic()
         if not self.first:
             return
-        with open(self.folder / METRICS, "a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
+        self._append(json.dumps(values))
         for sink in self._sinks:
             sink.log(values)
         self.say(self._line(values))
+
+    def _append(self, line: str) -> None:
+        """A run of days does not end for a line of its log; the next save says what is wrong."""
+        try:
+            with open(self.folder / METRICS, "a", encoding="utf-8") as file:
+                file.write(self._mend + line + "\n")
+            self._mend = ""
+        except OSError as error:
+            self._mend = "\n"  # part of the line may stand there
+            self.say(f"{self.folder / METRICS}: a step could not be logged: {error}")
 
     def _line(self, values: dict[str, Any]) -> str:
         step, rate = values["step"], values["tokens_per_s"]

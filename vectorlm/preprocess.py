@@ -8,11 +8,13 @@ the corpus.
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from vectorlm.config.schema import Config, DatasetPreprocess
@@ -49,11 +51,27 @@ def prepare_config(config: Config) -> list[Manifest]:
     # Mistakes in any of them come out before hours are spent on the first.
     for job in jobs:
         existing_manifest(job.save_path)
+    check_length(config)
     tokenizer = load_tokenizer(config.model)
     encoders = [make_encoder(job, tokenizer) for job in jobs]
     if jobs[0].options.add_bos_eos_tokens and tokenizer.bos_id is None:
         print("The tokenizer has no BOS token: documents end with EOS but begin with nothing.")
     return [prepare(job, encoder) for job, encoder in zip(jobs, encoders, strict=True)]
+
+
+def check_length(config: Config) -> None:
+    """Rows that the model cannot take are refused before hours are spent on making them."""
+    try:
+        model = json.loads((Path(config.model) / "config.json").read_text(encoding="utf-8"))
+        limit = model.get("text_config", model).get("max_position_embeddings")
+    except (OSError, ValueError, AttributeError):
+        return  # a tokenizer alone is enough to prepare data; training looks at the model
+    wanted = config.train_parameters.max_seq_len
+    if isinstance(limit, int) and wanted > limit:
+        raise ConfigError(
+            f"train_parameters.max_seq_len: {wanted} is more than the {limit} positions that "
+            f"{config.model} has; set at most {limit}"
+        )
 
 
 def find_jobs(config: Config) -> list[Job]:
@@ -313,6 +331,7 @@ class TerminalProgress(Progress):
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.bar.refresh()  # a quick run may end between two of its ticks
         self.bar.stop()
 
     def show(self, fraction: float) -> None:

@@ -58,11 +58,14 @@ class Trainer:
         self.stopping = self.stop_requested()
         if self.report_due and not self.stopping:
             self.report(self.report_due)
+        began = self.steps_done
         for group in self.groups():
             if self.stopping:
                 break
             loss, tokens = self.accumulate(group)
             lr, norm = self.update()
+            if self.steps_done == began and self.checkpoints:
+                self.checkpoints.require_space(self.tensors())  # now the optimizer has its state
             before, self.position = self.position, group.after
             self.steps_done += 1
             self.tokens_seen += tokens

@@ -72,6 +72,21 @@ def test_other_packings_reach_the_folder(
     assert ("cut off" in said) == (packing == "truncate")
 
 
+def test_rows_that_the_model_cannot_take_are_refused_first(
+    make_config: MakeConfig, corpus: Path, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tokenizer_folder, model)
+    config = make_config(corpus, max_seq_len=64, model=model)
+    limit = {"max_position_embeddings": 32}
+    for content in (limit, {"text_config": limit}):
+        (model / "config.json").write_text(json.dumps(content))
+        with pytest.raises(ConfigError, match=r"max_seq_len: 64 is more than the 32 positions"):
+            prepare_config(config)
+    (model / "config.json").write_text(json.dumps({"max_position_embeddings": 64}))
+    assert prepare_config(config)
+
+
 def test_none_stops_at_a_long_document(make_config: MakeConfig, corpus: Path) -> None:
     with pytest.raises(DataError, match=r"corpus.jsonl:1: the document has \d+ tokens"):
         prepare_config(make_config(corpus, packing_type="none", skip_bad_rows=True))

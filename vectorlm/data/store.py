@@ -178,7 +178,11 @@ class RowWriter:
             remove_leftovers(self.folder)
             self.temporary.mkdir()
             owner = {"host": socket.gethostname(), "pid": os.getpid()}
-            write_synced(self.temporary / OWNER, json.dumps(owner))
+            try:
+                write_synced(self.temporary / OWNER, json.dumps(owner))
+            except OSError:
+                shutil.rmtree(self.temporary, ignore_errors=True)
+                raise
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import warnings
+from dataclasses import fields
+from difflib import get_close_matches
 from typing import Any, cast
 
 import torch
@@ -27,7 +29,7 @@ def lora_config(arguments: dict[str, Any], base: str) -> LoraConfig:
             **{"task_type": "CAUSAL_LM", "base_model_name_or_path": base, **arguments}
         )
     except TypeError as error:
-        raise ConfigError(f"{where}: {error}; allowed: the arguments of peft.LoraConfig") from error
+        raise ConfigError(f"{where}: {_unknown_arguments(arguments)}") from error
     except (ValueError, KeyError) as error:
         raise ConfigError(f"{where}: {error}") from error
     start = config.init_lora_weights
@@ -37,6 +39,15 @@ def lora_config(arguments: dict[str, Any], base: str) -> LoraConfig:
             "alone cannot carry; allowed: true, gaussian, orthogonal, false"
         )
     return config
+
+
+def _unknown_arguments(arguments: dict[str, Any]) -> str:
+    known = [field.name for field in fields(LoraConfig)]
+    texts = []
+    for key in sorted(arguments.keys() - set(known)):
+        close = get_close_matches(key, known, n=1) or [k for k in known if k == key[:1]]
+        texts.append(f"{key} is unknown" + (f", did you mean {close[0]}?" if close else ""))
+    return f"{'; '.join(texts)}; allowed: the arguments of peft.LoraConfig"
 
 
 def add_adapters(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
