@@ -5,6 +5,7 @@ Floor 4, called by `train`.
 from __future__ import annotations
 
 import warnings
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -36,24 +37,11 @@ warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a vi
 def run(config: Config, dataset: DatasetConfig, stop: StopFlag) -> bool:
     """Train; True if finished (the final model is written), False if stopped on request."""
     ranks = connect(config.train_parameters.collective_timeout_minutes)
+    output_dir = config.train_parameters.output_dir
     try:
-        output_dir = config.train_parameters.output_dir
         lock, note = ranks.together(lambda: claim(output_dir) if ranks.first else (None, None))
-        trainer = assemble(config, dataset, ranks, stop)
-        if note:
-            trainer.metrics.say(note)
-        try:
-            finished = trainer.fit()
-            if finished:
-                folder = save_final_model(
-                    trainer.model, config.model, config.train_parameters.output_dir, ranks
-                )
-                trainer.metrics.say(f"finished: {folder}")
-        finally:
-            trainer.metrics.close()
-        if lock:
-            lock.close()
-        return finished
+        with lock or nullcontext():
+            return _fit(assemble(config, dataset, ranks, stop), config, note)
     except VectorLMError as error:
         error.said = not ranks.speaks_first(str(error))
         raise
@@ -67,6 +55,20 @@ def run(config: Config, dataset: DatasetConfig, stop: StopFlag) -> bool:
         ) from error
     finally:
         disconnect()
+
+
+def _fit(trainer: Trainer, config: Config, note: str | None) -> bool:
+    train = config.train_parameters
+    try:
+        if note:
+            trainer.metrics.say(note)
+        finished = trainer.fit()
+        if finished:
+            folder = save_final_model(trainer.model, config.model, train.output_dir, trainer.ranks)
+            trainer.metrics.say(f"finished: {folder}")
+    finally:
+        trainer.metrics.close()
+    return finished
 
 
 def assemble(config: Config, dataset: DatasetConfig, ranks: Ranks, stop: StopFlag) -> Trainer:

@@ -52,6 +52,7 @@ class Metrics:
         self._mend = ""
         if not first:
             return
+        self.folder.mkdir(parents=True, exist_ok=True)
         if config.enable_tensorboard_logging:
             self._sinks.append(_TensorBoard(self.folder))
         if config.enable_wandb_logging:
