@@ -296,9 +296,16 @@ def test_changes_are_refused_and_allowed_on_request(
     assert (state["global_batch"], state["epoch"], state["step"]) == (4, 3, 8 + 2)
 
 
-def test_the_same_batch_otherwise_is_no_change(trained: Run) -> None:
-    """Two rows a micro-batch instead of two micro-batches of one."""
+def test_the_same_batch_otherwise_is_no_change(
+    trained: Run, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Two rows a micro-batch instead of two micro-batches of one; and another job."""
+    trained.content["slurm"] = {"job_name": "model", "time": 90}
+    trained.content["sweep"] = {"runs": [{"model": "x"}], "metric": "loss"}
+    capfd.readouterr()
     assert trained.train(gradient_accumulation_steps=1).dataset(train_bs=2).start() == EXIT_OK
+    told = [line for line in capfd.readouterr().out.splitlines() if "changed since" in line]
+    assert [line.split(": ")[1].split()[0] for line in told] == ["train_parameters.epochs"]
 
 
 def test_another_models_checkpoint(

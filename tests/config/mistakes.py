@@ -287,6 +287,221 @@ CASES = [
         "c.yaml:8: dataset_preprocess.packing_type:",
         ("did you mean full?",),
     ),
+    # the job
+    Case(
+        "Slurm's word",
+        BASE + "slurm:\n  ntasks_per_node: 4\n",
+        "c.yaml:6: slurm.ntasks_per_node: unknown key; did you mean slurm.processes_per_node?",
+    ),
+    Case(
+        "a word like another key",
+        BASE + "slurm:\n  queue: gpu\n",
+        "c.yaml:6: slurm.queue: unknown key; did you mean slurm.partition?",
+    ),
+    Case(
+        "a word of another section",
+        BASE + "slurm:\n  cpus: 4\n",
+        "c.yaml:6: slurm.cpus: unknown key; did you mean slurm.cpus_per_gpu?",
+    ),
+    Case(
+        "the same word in the section below",
+        BASE + "slurm:\n  preprocess: {walltime: 4}\n",
+        "c.yaml:6: slurm.preprocess.walltime: unknown key",
+        ("did you mean slurm.preprocess.time?",),
+    ),
+    Case(
+        "preprocess at the top",
+        BASE + "preprocess:\n  load_path: raw\n  save_path: prepared\n",
+        "c.yaml:5: preprocess: unknown key",
+        ("did you mean dataset_preprocess?",),
+    ),
+    Case(
+        "job key at the top",
+        BASE + "time: 08:00:00\n",
+        "c.yaml:5: time: misplaced; belongs under slurm or under slurm.preprocess",
+    ),
+    Case(
+        "another name of the section",
+        BASE + "cluster:\n  nodes: 2\n",
+        "c.yaml:5: cluster: unknown key",
+        ("did you mean slurm?",),
+    ),
+    Case("empty job", BASE + "slurm:\n", "c.yaml:5: slurm: is empty; must be a section"),
+    Case(
+        "a section below, empty",
+        BASE + "slurm:\n  preprocess:\n",
+        "c.yaml:6: slurm.preprocess: is empty",
+    ),
+    Case(
+        "no time limit",
+        BASE + "slurm: {time: UNLIMITED}\n",
+        "c.yaml:5: slurm.time: is the text 'UNLIMITED'; must be a duration such as 90 (minutes), "
+        "08:00:00 or 1-12:00:00",
+    ),
+    Case(
+        "time with too many seconds",
+        BASE + "slurm: {time: 1:90}\n",
+        "c.yaml:5: slurm.time: is the text '1:90'",
+    ),
+    Case(
+        "negative time",
+        BASE + "slurm: {time: -1}\n",
+        "c.yaml:5: slurm.time: is the number -1; must be a duration",
+    ),
+    Case("a half hour", BASE + "slurm: {time: 1.5}\n", "c.yaml:5: slurm.time: is the number 1.5;"),
+    Case(
+        "a size with B",
+        BASE + "slurm: {mem: 120GB}\n",
+        "c.yaml:5: slurm.mem: is the text '120GB'; must be a size such as 120G, or 0; "
+        "did you mean 120G?",
+    ),
+    Case(
+        "blanks between partitions",
+        BASE + "slurm:\n  partition: gpu, gpu-long\n",
+        "c.yaml:6: slurm.partition: is the text 'gpu, gpu-long'; must be a name such as gpu",
+        ("did you mean gpu,gpu-long?",),
+    ),
+    Case(
+        "a list of partitions",
+        BASE + "slurm: {partition: [gpu, long]}\n",
+        "c.yaml:5: slurm.partition: is a list of 2",
+        ("write gpu,long",),
+    ),
+    Case(
+        "features in brackets",
+        BASE + "slurm: {constraint: [a100|h100]}\n",
+        "c.yaml:5: slurm.constraint: is a list of 1",
+        ("put it in quotes",),
+    ),
+    Case(
+        "an account of digits",
+        BASE + "slurm: {account: 123}\n",
+        "c.yaml:5: slurm.account: is the number 123",
+        ("put it in quotes if a text is meant",),
+    ),
+    Case(
+        "a line break in a name",
+        BASE + 'slurm: {job_name: "a\\n#SBATCH --wrap=x"}\n',
+        "c.yaml:5: slurm.job_name: is the text 'a\\n#SBATCH --wrap=x'; must be a name of letters",
+    ),
+    Case(
+        "mails in small letters",
+        BASE + "slurm: {mail_type: end}\n",
+        "c.yaml:5: slurm.mail_type: is the text 'end'; must be NONE, ALL, or some of BEGIN",
+        ("did you mean END?",),
+    ),
+    Case(
+        "None for a partition",
+        BASE + "slurm: {partition: None}\n",
+        "c.yaml:5: slurm.partition: is the text 'None'",
+        ("did you mean null?",),
+    ),
+    Case(
+        "a home folder",
+        BASE + "slurm: {container_image: ~/x.sif}\n",
+        "c.yaml:5: slurm.container_image: is the text '~/x.sif'; must be an image",
+        ("write the path in full",),
+    ),
+    Case(
+        "a variable among mounts",
+        BASE + "slurm: {container_image: /x.sif, container_mounts: [/a, $SCRATCH]}\n",
+        "c.yaml:5: slurm.container_mounts: item 2 is the text '$SCRATCH'; must be a list of",
+        ("write the path in full",),
+    ),
+    Case(
+        "a mount that is read-only nowhere",
+        BASE + "slurm: {container_image: /x.sif, container_mounts: [/a:ro]}\n",
+        "c.yaml:5: slurm.container_mounts: item 1 is the text '/a:ro'",
+    ),
+    Case(
+        "one setup line",
+        BASE + "slurm: {setup: module load cuda}\n",
+        "c.yaml:5: slurm.setup: is the text 'module load cuda'; must be a list of shell lines",
+    ),
+    Case(
+        "a setup line with a colon",
+        BASE + "slurm:\n  setup:\n    - 'true'\n    - echo a: b\n",
+        "c.yaml:6: slurm.setup: item 2 is a mapping; must be a list of shell lines",
+        ("put it in quotes",),
+    ),
+    Case(
+        "two lines in one",
+        BASE + "slurm:\n  setup:\n    - |\n      true\n      false\n",
+        "c.yaml:6: slurm.setup: item 1 is the text 'true\\nfalse\\n'",
+    ),
+    Case(
+        "a setup line that takes the next one",
+        BASE + "slurm: {setup: [module load a \\]}\n",
+        "c.yaml:5: slurm.setup: item 1 is the text 'module load a \\\\'",
+        ("none may end in a backslash",),
+    ),
+    Case(
+        "a short flag",
+        BASE + "slurm: {extra_flags: [-t 5]}\n",
+        "c.yaml:5: slurm.extra_flags: item 1 is the text '-t 5'; must be a list of long flags",
+    ),
+    Case(
+        "a flag that has a key",
+        BASE + "slurm: {extra_flags: [--exclusive, --time=5]}\n",
+        "c.yaml:5: slurm.extra_flags: --time has a key of its own; give it as slurm.time",
+    ),
+    # sweeps
+    Case("empty sweep", BASE + "sweep: {}\n", "c.yaml:5: sweep: has neither grid nor runs"),
+    Case("a list for a sweep", BASE + "sweep: [1]\n", "c.yaml:5: sweep: is a list of 1; must be"),
+    Case(
+        "one value for a list",
+        BASE + "sweep:\n  grid:\n    train_parameters.seed: 3\n",
+        "c.yaml:7: sweep.grid.train_parameters.seed: is the number 3; sweep.grid must be a "
+        "mapping from keys such as train_parameters.seed to lists such as [1, 2]",
+    ),
+    Case(
+        "sections in a grid",
+        BASE + "sweep:\n  grid:\n    train_parameters:\n      seed: [1, 2]\n",
+        "c.yaml:7: sweep.grid.train_parameters: is a mapping; sweep.grid must be",
+    ),
+    Case(
+        "a mapping for runs",
+        BASE + "sweep:\n  runs: {train_parameters.seed: 3}\n",
+        "c.yaml:6: sweep.runs: is a mapping; must be a list of mappings",
+    ),
+    Case(
+        "a number for a run",
+        BASE + "sweep:\n  runs: [{}, 3]\n",
+        "c.yaml:6: sweep.runs: item 2 is the number 3; must be a list of mappings",
+    ),
+    Case(
+        "no key",
+        BASE + "sweep:\n  grid:\n    lr: [1, 2]\n",
+        "c.yaml:7: sweep.grid.lr: is no key; did you mean train_parameters.optimizer.lr?",
+    ),
+    Case(
+        "a wrong value in a grid",
+        BASE + "sweep:\n  grid:\n    train_parameters.seed: [1]\n"
+        "    train_parameters.optimizer.lr: [1, -1]\n",
+        "c.yaml:8: sweep.grid.train_parameters.optimizer.lr: is the number -1, which is out of "
+        "range; must be a number, above 0",
+    ),
+    Case(
+        "a wrong value in a run",
+        BASE + "sweep:\n  runs:\n    - train_parameters.seed: 1\n    - train_parameters.seed: x\n",
+        "c.yaml:6: sweep.runs: run 2: train_parameters.seed: is the text 'x'; must be a whole",
+    ),
+    Case(
+        "a contradiction in one run",
+        BASE + "  use_mp: true\nsweep:\n  grid:\n    train_parameters.precision: [null, 32-true]\n",
+        "c.yaml:8: sweep.grid.train_parameters.precision: precision 32-true contradicts use_mp",
+        ("train_parameters.use_mp is on line 5",),
+    ),
+    Case(
+        "a value that leads nowhere",
+        BASE + "wandb_config: {a: 1}\nsweep:\n  grid:\n    wandb_config.a.b: [1]\n",
+        "c.yaml:8: sweep.grid.wandb_config.a.b: cannot be set, because wandb_config.a is",
+    ),
+    Case(
+        "the same run twice",
+        BASE + "sweep:\n  grid:\n    train_parameters.optimizer.lr: [1, 2, 1.0]\n",
+        "c.yaml:5: sweep: two of its runs are the same, ",
+    ),
     # YAML
     Case("tab", "model: m\n\tx: 1\n", "c.yaml:2: is not YAML", ("not tabs",)),
     Case("open bracket", BASE + "wandb_config: {a: [1\n", "c.yaml:6: is not YAML"),

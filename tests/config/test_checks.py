@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from vectorlm.config import checks
+from vectorlm.config.job_checks import KEY_OF_FLAG
+from vectorlm.config.keys import find
 from vectorlm.config.schema import Config
 
 Values = dict[str, Any]
@@ -27,6 +29,13 @@ def found(
         "dataset_preprocess": {"load_path": "raw", "save_path": "prepared"} | (prepare or {}),
     }
     return [problem.keys for problem in checks.problems(Config.model_validate(values | top))]
+
+
+def job(**values: Any) -> dict[str, Any]:
+    return {"slurm": values}
+
+
+HYBRID = {"sharding_strategy": "HYBRID_SHARD", "shard_group_size": 4}
 
 
 def lora(**values: Any) -> Values:
@@ -107,6 +116,33 @@ BROKEN: list[tuple[str, dict[str, Any]]] = [
             "prepare": EVAL | {"eval_split": "validation"},
         },
     ),
+    ("slurm.gpu_type", job(gpu_type="a100", gpus_per_node=0)),
+    ("slurm.processes_per_node", job(processes_per_node=2)),
+    ("slurm.processes_per_node", job(processes_per_node=2, gpus_per_node=4)),
+    ("train_parameters.shard_group_size", {"train": HYBRID} | job(nodes=3, gpus_per_node=2)),
+    ("train_parameters.shard_group_size", {"train": HYBRID} | job(gpus_per_node=2)),
+    (
+        "train_parameters.shard_group_size",
+        {"train": HYBRID} | job(nodes=3, gpus_per_node=0, processes_per_node=2),
+    ),
+    ("slurm.container_mounts", job(container_mounts=["/scratch"])),
+    ("slurm.time", job(time="0")),
+    ("slurm.time", job(time="0-0:00")),
+    ("slurm.preprocess.time", job(preprocess={"time": "00:00:00"})),
+    ("slurm.signal_lead_s", job(time="3")),
+    ("slurm.signal_lead_s", job(time="1:30", signal_lead_s=90)),
+    ("slurm.mem", job(mem="64")),
+    ("slurm.mem", job(mem="999")),
+    ("slurm.preprocess.mem", job(preprocess={"mem": "32"})),
+    *(
+        ("slurm.setup", job(setup=["true", line]))
+        for line in (
+            "export HF_TOKEN=hf_abc",
+            "WANDB_API_KEY='abc' wandb login",
+            'export A=1 PASSWORD="abc"',
+            "login --token=abc",
+        )
+    ),
 ]
 
 
@@ -145,6 +181,27 @@ SOUND: list[dict[str, Any]] = [
     {"prepare": {"save_path": "raw/prepared"}},
     {"train": {"output_dir": "run"}, "prepare": {"save_path": "run/data"}},
     {"dataset": {"train_ds": "elsewhere", "eval_ds": "prepared"}},
+    job(),
+    job(gpu_type="a100", gpus_per_node=4, processes_per_node=4),
+    job(gpus_per_node=0, processes_per_node=3),
+    {"train": HYBRID} | job(nodes=2, gpus_per_node=4),
+    {"train": HYBRID} | job(nodes=4, gpus_per_node=2),
+    {"train": HYBRID} | job(nodes=2, gpus_per_node=0, processes_per_node=2),
+    {"train": HYBRID},
+    job(container_mounts=["/scratch"], container_image="/x.sif"),
+    job(time="1:31", signal_lead_s=90),
+    job(mail_type="ALL"),
+    job(mem="1000", preprocess={"mem": "0"}),
+    *(
+        job(setup=[line])
+        for line in (
+            "export HF_TOKEN=$(cat ~/.token)",
+            'export HF_TOKEN="$TOKEN"',
+            "export WANDB_API_KEY=`cat ~/.key`",
+            "export TOKENIZERS_PARALLELISM=false HF_TOKEN_PATH=/x",
+            "module load token=",
+        )
+    ),
 ]
 
 
@@ -171,3 +228,97 @@ def test_a_secret_is_not_printed() -> None:
     (problem,) = checks.problems(config)
     assert "hunter2" not in problem.message
     assert "WANDB_API_KEY" in problem.message
+
+
+def test_a_secret_of_the_setup_is_not_printed() -> None:
+    config = Config.model_validate(
+        {
+            "model": "m",
+            "train_parameters": {"output_dir": "o", "max_seq_len": 8},
+            "slurm": {"setup": ["export HF_TOKEN=hunter2"]},
+        }
+    )
+    (problem,) = checks.problems(config)
+    assert "hunter2" not in problem.message
+
+
+# --- flags of sbatch ------------------------------------------------------------------------------
+
+KEPT = (
+    "--exclusive",
+    "--nice=100",
+    "--licenses=fs:1",
+    "--time-min=30",
+    "--nodelist=gpu01",
+    "--comment=x",
+    "--chdir=/scratch",
+    "--export=NONE",
+    "--gres-flags=enforce-binding",
+    "--gpu-bind=none",
+    "--mem-bind=local",
+    "--switches=1",
+    "--wait-all-nodes=1",
+    "--begin=now+1hour",
+    "--hold",
+    "--prefer=ib",
+    "--mincpus=8",
+    "--tmp=100G",
+)
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("--time=5", "--time has a key of its own; give it as slurm.time"),
+        ("--partition=x", "give it as slurm.partition"),
+        ("--account=x", "give it as slurm.account"),
+        ("--nodes=2", "give it as slurm.nodes"),
+        ("--gres=gpu:2", "give it as slurm.gpus_per_node"),
+        ("--gpus-per-node=2", "give it as slurm.gpus_per_node"),
+        ("--gpus=2", "give it as slurm.gpus_per_node"),
+        ("--ntasks-per-node=2", "give it as slurm.gpus_per_node or slurm.processes_per_node"),
+        ("--cpus-per-task=2", "give it as slurm.cpus_per_gpu"),
+        ("--mem=2G", "give it as slurm.mem"),
+        ("--mem-per-cpu=2G", "give it as slurm.mem"),
+        ("--job-name=x", "give it as slurm.job_name"),
+        ("--signal=USR1@5", "give it as slurm.signal_lead_s"),
+        ("--requeue", "give it as slurm.requeue"),
+        ("--no-requeue", "give it as slurm.requeue"),
+        ("--array=1-3", "--array has a key of its own; give it as sweep"),
+        ("--container-image=x", "give it as slurm.container_image"),
+        ("--output=x", "--output is set by the job script; remove it"),
+        ("--error=x", "--error is set by the job script"),
+        ("--open-mode=append", "--open-mode is set by the job script"),
+        ("--wrap=x", "--wrap is for a call of sbatch, not a script; remove it"),
+        ("--dependency=afterok:1", "--dependency is for a call of sbatch"),
+        ("--wait", "--wait is for a call of sbatch"),
+        ("--test-only", "--test-only is for a call of sbatch"),
+        ("--tim=5", "--tim, short for --time, has a key of its own"),
+        ("--part=x", "--part, short for --partition,"),
+        ("--gpus-per-n=2", "--gpus-per-n, short for --gpus-per-node,"),
+        ("--outp=x", "--outp, short for --output, is set by the job script"),
+        ("--tasks-per-node=2", "give it as slurm.gpus_per_node or slurm.processes_per_node"),
+        ("--par", "--par, short for --parsable, is for a call"),
+    ],
+)
+def test_flags_that_something_else_stands_for(flag: str, said: str) -> None:
+    config = Config.model_validate(
+        {
+            "model": "m",
+            "train_parameters": {"output_dir": "o", "max_seq_len": 8},
+            "slurm": {"extra_flags": [KEPT[0], flag, *KEPT[1:]]},
+        }
+    )
+    (problem,) = checks.problems(config)
+    assert problem.keys == ("slurm.extra_flags",)
+    assert said in problem.message
+
+
+def test_other_flags_are_kept() -> None:
+    assert found(**job(extra_flags=list(KEPT))) == []
+
+
+def test_every_refused_flag_names_a_key_that_there_is() -> None:
+    for names in KEY_OF_FLAG.values():
+        for name in names.split(" or "):
+            assert find(tuple(name.split("."))), name

@@ -165,6 +165,36 @@ def test_texts_that_look_like_something_else(load: Load) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("written", "time"),
+    [
+        ("90", "90"),
+        ("1:30", "1:30"),
+        ("1:30:00", "1:30:00"),
+        ("08:00:00", "08:00:00"),
+        ("1-0", "1-0"),
+        ("1-12:00:00", "1-12:00:00"),
+        ("'90'", "90"),
+        ("007", "007"),
+    ],
+)
+def test_times_need_no_quotes(load: Load, written: str, time: str) -> None:
+    """Other readers of YAML take 1:30:00 for 5400."""
+    text = f"slurm:\n  time: {written}\n  signal_lead_s: 30\n  preprocess: {{time: {written}}}\n"
+    overrides = (f"slurm.time={written}", "slurm.signal_lead_s=30")
+    for config in (load(BASE + text), load(BASE, *overrides)):
+        assert config.slurm is not None
+        assert config.slurm.time == time
+    assert load(BASE + text).slurm.preprocess.time == time  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("written", "mem"), [("0", "0"), ("120G", "120G"), ("64000", "64000")])
+def test_sizes_need_no_quotes(load: Load, written: str, mem: str) -> None:
+    for config in (load(BASE + f"slurm: {{mem: {written}}}"), load(BASE, f"slurm.mem={written}")):
+        assert config.slurm is not None
+        assert config.slurm.mem == mem
+
+
 def test_anchors_and_merge_keys(load: Load) -> None:
     text = """\
 wandb_config:
@@ -304,6 +334,35 @@ def test_override_makes_sections(load: Load) -> None:
     assert config.dataset.train_bs == 2
 
 
+def test_override_of_the_job(load: Load) -> None:
+    """Brackets are a text where they can be one, else a list."""
+    config = load(
+        BASE + "slurm: {partition: gpu, time: 5-0}\n",
+        "slurm.partition=null",
+        "slurm.constraint=[a100*2|h100]",
+        "slurm.exclude=gpu[03,07]",
+        "slurm.extra_flags=[--exclusive, --nice=3]",
+        'slurm.setup=["module load a", "echo \'b: c\'"]',
+        "slurm.preprocess.mem=0",
+    )
+    slurm = config.slurm
+    assert slurm is not None
+    assert (slurm.partition, slurm.time) == (None, "5-0")
+    assert (slurm.constraint, slurm.exclude) == ("[a100*2|h100]", "gpu[03,07]")
+    assert slurm.extra_flags == ["--exclusive", "--nice=3"]
+    assert slurm.setup == ["module load a", "echo 'b: c'"]
+    assert slurm.preprocess.mem == "0"
+
+
+def test_override_takes_a_section_out(load: Load) -> None:
+    text = BASE + DATASET + "slurm: {nodes: 2}\nsweep: {grid: {train_parameters.seed: [1]}}\n"
+    config = load(text, "sweep=null", "slurm=", "dataset=~")
+    assert (config.sweep, config.slurm, config.dataset) == (None, None, None)
+    config = load(text, "slurm=null", "slurm.nodes=3", "sweep.metric=loss")
+    assert config.slurm is not None
+    assert config.slurm.nodes == 3
+
+
 @pytest.mark.parametrize(
     ("override", "start", "part"),
     [
@@ -320,6 +379,11 @@ def test_override_makes_sections(load: Load) -> None:
         ("wandb_config.x=!!python/x y", "wandb_config.x: has the tag", "refused"),
         ("wandb_config={a: 1, a: 2}", "wandb_config.a: given twice", "keep one"),
         ("train_parameters=1", "train_parameters: is the number 1", "a section"),
+        ("train_parameters=null", "train_parameters: is empty", "a section"),
+        ("slurm.preprocess=null", "slurm.preprocess: is empty", "a section"),
+        ("slurm.job_name=a b", "slurm.job_name: is the text 'a b'", "a name of letters"),
+        ("slurm.setup=true", "slurm.setup: is the boolean true", "a list of shell lines"),
+        ("slurm.time=0", "slurm.time: time 0 is no limit", "give one"),
         ("dataset.train_bs=1", "dataset.train_ds: missing", "non-empty text"),
         ("train_parameters.lora_peft_config.r=0", "train_parameters.lora_peft_config.r: ", "1"),
     ],
@@ -359,6 +423,22 @@ def test_dict_is_plain_json_and_loads_again(load: Load) -> None:
     config = load_config(Path(__file__).parent / "original.yaml")
     text = json.dumps(config_to_dict(config))
     assert load(text) == config
+
+
+def test_job_and_sweep_in_the_dict(load: Load) -> None:
+    """Whole, and absent where there is none, so that what is stored loads again."""
+    text = """\
+slurm: {time: 90, setup: [export TOKEN=$(cat x)], mail_user: a@b, account: secret}
+sweep: {grid: {train_parameters.seed: [1, 2]}, metric: loss}
+"""
+    config = load(BASE + text)
+    dumped = config_to_dict(config)
+    assert dumped["slurm"]["setup"] == ["export TOKEN=$(cat x)"]
+    assert dumped["slurm"]["account"] == "secret"
+    assert dumped["sweep"]["grid"] == {"train_parameters.seed": [1, 2]}
+    assert not {"dataset", "dataset_preprocess"} & dumped.keys()
+    assert load(json.dumps(dumped)) == config
+    assert not {"slurm", "sweep"} & config_to_dict(load(BASE)).keys()
 
 
 def test_required_section(load: Load) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -59,6 +61,31 @@ def test_schema_refuses_what_the_loader_refuses() -> None:
     assert train["properties"]["epochs"]["minimum"] == 1
 
 
+def test_schema_of_the_job() -> None:
+    """Patterns say in words what they admit, and only editors' own keywords are used."""
+    schema = json.loads(reference.json_schema())
+    assert '"allowed"' not in reference.json_schema()
+    top, job = schema["properties"], schema["$defs"]["Slurm"]["properties"]
+    assert top["slurm"]["$ref"] == "#/$defs/Slurm"
+    assert job["preprocess"]["$ref"] == "#/$defs/SlurmPreprocess"
+    integer, text = job["time"]["anyOf"]
+    assert (integer["type"], text["type"]) == ("integer", "string")
+    assert text["patternErrorMessage"].startswith("must be a duration such as 90")
+    assert job["extra_flags"]["items"]["patternErrorMessage"].startswith("must be a list of long")
+    for node in nodes(schema):
+        assert ("pattern" in node) == ("patternErrorMessage" in node), node
+        assert not node.get("pattern") or re.compile(node["pattern"])
+
+
+def nodes(value: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(value, dict):
+        if isinstance(value.get("type"), str):
+            yield value
+        value = list(value.values())
+    for entry in value if isinstance(value, list) else []:
+        yield from nodes(entry)
+
+
 def test_old_values_are_choices_but_not_recommended() -> None:
     kind = find(("train_parameters", "lr_scheduler_type"))
     assert kind is not None
@@ -72,7 +99,7 @@ def test_shipped_configuration_is_sound(path: Path) -> None:
     assert load_config(path).dataset_preprocess is not None
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "config_lora.yaml"])
+@pytest.mark.parametrize("name", ["config.yaml", "config_lora.yaml", "config_multinode.yaml"])
 def test_editors_find_the_schema(name: str) -> None:
     first = (ROOT / "configs" / name).read_text(encoding="utf-8").splitlines()[0]
     assert first == "# yaml-language-server: $schema=schema.json"

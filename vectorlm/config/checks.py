@@ -9,9 +9,10 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
+from vectorlm.config.job_checks import slurm_rules, sweep_rules
+from vectorlm.config.problem import Problem
 from vectorlm.config.schema import (
     PLATEAU_SCHEDULERS,
     Config,
@@ -22,12 +23,6 @@ from vectorlm.config.suggest import shown
 SECRET_NAME = re.compile(
     r"(^|_)(api_?key|password|passwd|secret|access_token|auth_token)$|^token$", re.I
 )
-
-
-@dataclass(frozen=True)
-class Problem:
-    keys: tuple[str, ...]
-    message: str
 
 
 def problems(config: Config) -> list[Problem]:
@@ -293,4 +288,6 @@ RULES: tuple[Callable[[Config], Iterator[Problem]], ...] = (
     _evaluation_source,
     _folders,
     _training_folders,
+    slurm_rules,
+    sweep_rules,
 )

@@ -11,7 +11,8 @@ from vectorlm.config.suggest import shown
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a key was given: the order of its problems, and how their line begins."""
+    """Where a key was given: the order of its problems (the file's lines, then `--set`, then the
+    points of a sweep), and how their line begins."""
 
     order: tuple[int, int]
     label: str
@@ -19,7 +20,7 @@ class Origin:
     @property
     def line(self) -> int:
         """The line in the file; 0 for `--set`."""
-        return 0 if self.order[0] else self.order[1]
+        return 0 if self.order[0] == 1 else self.order[1]
 
     @property
     def words(self) -> str:
@@ -39,6 +40,10 @@ class Draft:
         name = f"{dotted(path)}: " if path else ""
         self.problems.append((where.order, f"{where.label}{name}{message}"))
         self.doubtful.add(canonical(path))
+
+    def path_of(self, name: str) -> KeyPath:
+        """The path of a dotted name; keys of a sweep's grid have dots of their own."""
+        return next((path for path in self.origins if dotted(path) == name), tuple(name.split(".")))
 
     def sorted_problems(self) -> list[str]:
         return list(

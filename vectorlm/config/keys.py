@@ -7,6 +7,7 @@ source.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
@@ -19,10 +20,24 @@ from vectorlm.config.schema import (
     DatasetPreprocess,
     Optimizer,
     Section,
+    Slurm,
+    SlurmPreprocess,
+    Sweep,
     TrainParameters,
 )
 
-Kind = Literal["section", "mapping", "choice", "text", "integer", "number", "boolean", "pair"]
+Kind = Literal[
+    "section",
+    "mapping",
+    "choice",
+    "text",
+    "integer",
+    "number",
+    "boolean",
+    "pair",
+    "texts",
+    "mappings",
+]
 KeyPath = tuple[str, ...]
 
 # Values that files of the original hold; accepted, but never recommended.
@@ -34,6 +49,9 @@ SECTIONS: dict[KeyPath, type[Section]] = {
     ("train_parameters", "optimizer"): Optimizer,
     ("dataset",): DatasetConfig,
     ("dataset_preprocess",): DatasetPreprocess,
+    ("slurm",): Slurm,
+    ("slurm", "preprocess"): SlurmPreprocess,
+    ("sweep",): Sweep,
 }
 
 
@@ -46,6 +64,8 @@ class Key:
     kind: Kind
     choices: tuple[str, ...]
     range: str
+    pattern: str
+    words: str  # the schema's own, where it has any, for `allowed`
     nullable: bool
     required: bool
     default: Any
@@ -56,10 +76,14 @@ class Key:
     def name(self) -> str:
         return self.path[-1]
 
+    def takes(self, text: str) -> bool:
+        """Does the pattern that the key or its items may have admit this text as it stands?"""
+        return bool(self.pattern) and re.fullmatch(self.pattern, text) is not None
+
     @property
     def allowed(self) -> str:
         """What the key may hold, in words that follow `must be`."""
-        words = {
+        usual = {
             "section": "a section, with its keys indented below it",
             "mapping": "a mapping, with its keys indented below it",
             "choice": "one of " + ", ".join(one for one in self.choices if one not in MISSPELT),
@@ -68,7 +92,10 @@ class Key:
             "number": "a number" + self.range,
             "boolean": "true or false",
             "pair": "a list of 2 numbers" + self.range,
+            "texts": "a list of texts",
+            "mappings": "a list of mappings",
         }[self.kind]
+        words = self.words or usual
         comma = "," if "," in words else ""
         return words + (f"{comma} or null" if self.nullable and self.kind != "section" else "")
 
@@ -113,7 +140,9 @@ def canonical(path: KeyPath) -> KeyPath:
 
 def _key(path: KeyPath, model: type[Section], entry: dict[str, Any], required: bool) -> Key:
     branches = entry.get("anyOf", [entry])
-    value = next(branch for branch in branches if branch.get("type") != "null")
+    values = [branch for branch in branches if branch.get("type") != "null"]
+    # A text may also be given as a whole number, where that is how YAML reads it (`time: 90`).
+    value = next((branch for branch in values if "pattern" in branch), values[0])
     kind = _kind(path, value)
     alias = model.model_fields[path[-1]].validation_alias
     extra = alias.choices if isinstance(alias, AliasChoices) else []
@@ -123,7 +152,9 @@ def _key(path: KeyPath, model: type[Section], entry: dict[str, Any], required: b
         kind=kind,
         choices=tuple(map(str, value.get("enum", ()))),
         range=_range(value["prefixItems"][0], ", each") if kind == "pair" else _range(value),
-        nullable=len(branches) > 1,
+        pattern=value.get("items", value).get("pattern", ""),
+        words=entry.get("allowed", ""),
+        nullable=len(values) < len(branches),
         required=required,
         default=entry.get("default"),
         description=entry.get("description", ""),
@@ -136,13 +167,15 @@ def _kind(path: KeyPath, value: dict[str, Any]) -> Kind:
         return "section"
     if "enum" in value:
         return "choice"
+    if value["type"] == "array":
+        items = value.get("items", {}).get("type")
+        return "texts" if items == "string" else "mappings" if items == "object" else "pair"
     kinds: dict[str, Kind] = {
         "string": "text",
         "integer": "integer",
         "number": "number",
         "boolean": "boolean",
         "object": "mapping",
-        "array": "pair",
     }
     return kinds[value["type"]]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from vectorlm.config import checks, suggest
 from vectorlm.config.draft import Draft, Origin
 from vectorlm.config.keys import SECTIONS, KeyPath, all_keys, canonical, dotted, find, keys_of
 from vectorlm.config.schema import Config, DatasetConfig, DatasetPreprocess
+from vectorlm.config.sweep import sweep_points
 from vectorlm.config.yaml_text import Document, YamlError, read_yaml
 from vectorlm.errors import ConfigError
 
@@ -40,12 +42,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     _rehome_sections(draft)
     for number, text in enumerate(overrides):
         _override(draft, text, Origin((1, number), "--set "))
-    _refuse_empty_sections(draft)
-    _settle_spellings(draft)
-    _refuse_none_texts(draft)
-    config = _validated(draft)
-    if config is not None:
-        _cross_check(draft, config)
+    config = _settled(draft)
+    if config is not None and not draft.problems:
+        _check_points(draft, config)
     if draft.problems:
         raise ConfigError("\n".join(draft.sorted_problems()))
     assert config is not None
@@ -55,7 +54,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 def config_to_dict(config: Config) -> dict[str, Any]:
     """The configuration as JSON values, to be stored and logged, without secrets."""
     dumped = config.model_dump(mode="json")
-    return {name: _redacted(value, (name,)) for name, value in dumped.items()}
+    absent = {path[0] for path in SECTIONS if len(path) == 1 and dumped[path[0]] is None}
+    return {name: _redacted(dumped[name], (name,)) for name in dumped if name not in absent}
 
 
 @overload
@@ -81,8 +81,9 @@ def required_section(
 
 
 def _redacted(value: Any, path: KeyPath) -> Any:
-    # The schema's own keys (add_bos_eos_tokens) are never secrets; only free mappings can hold any.
-    if value is not None and find(path) is None and SECRET.search(path[-1]):
+    # The schema's own keys (add_bos_eos_tokens) are never secrets; only free mappings can hold any,
+    # those of a sweep under dotted names.
+    if value is not None and find(path) is None and SECRET.search(path[-1].rpartition(".")[2]):
         return REDACTED
     if isinstance(value, dict):
         return {name: _redacted(entry, (*path, str(name))) for name, entry in value.items()}
@@ -149,6 +150,8 @@ def _neighbour(path: Path) -> str:
 def _override(draft: Draft, text: str, origin: Origin) -> None:
     name, equals, raw = text.partition("=")
     path = tuple(name.strip().split("."))
+    if path[:2] == ("sweep", "grid") and path[2:]:
+        path = ("sweep", "grid", ".".join(path[2:]))
     if not equals or not all(path):
         example = "train_parameters.optimizer.lr=1e-4"
         draft.problems.append((origin.order, f"--set {text}: must be KEY=VALUE, such as {example}"))
@@ -158,7 +161,10 @@ def _override(draft: Draft, text: str, origin: Origin) -> None:
         faults = [((*path, *fault.path), fault.message) for fault in document.faults]
     except YamlError as error:
         faults = [(path, f"the value {error}")]
-    if not faults:
+    key = find(path)
+    if not faults and document.value is None and key and key.kind == "section" and key.nullable:
+        draft.drop(path)  # there is no other way to be without a section of the file
+    elif not faults:
         reason = draft.put(path, document.value, origin)
         faults = [(path, reason)] if reason else []
     else:
@@ -170,7 +176,8 @@ def _override(draft: Draft, text: str, origin: Origin) -> None:
 def _override_value(path: KeyPath, raw: str) -> Document:
     key = find(path)
     text = raw.strip()
-    is_yaml = text in ("", "~", "null") or text[:1] in tuple("\"'[{")
+    is_yaml = text in ("", "~", "null") or text[:1] in ("'", '"')
+    is_yaml |= text[:1] in ("[", "{") and not (key and key.takes(raw))
     if key and key.kind == "text" and not is_yaml:
         # YAML would cut `### Answer:` off as a comment, and read 007 its own way.
         return Document(raw)
@@ -178,6 +185,17 @@ def _override_value(path: KeyPath, raw: str) -> Document:
 
 
 # --- from values to a Config ----------------------------------------------------------------------
+
+
+def _settled(draft: Draft) -> Config | None:
+    """The Config, with what is wrong in it noted; None where there cannot be one."""
+    _refuse_empty_sections(draft)
+    _settle_spellings(draft)
+    _refuse_none_texts(draft)
+    config = _validated(draft)
+    if config is not None:
+        _cross_check(draft, config)
+    return config
 
 
 def _rehome_sections(draft: Draft) -> None:
@@ -276,13 +294,49 @@ def _healed(draft: Draft, errors: list[Any]) -> Config | None:
 
 
 def _cross_check(draft: Draft, config: Config) -> None:
+    told: set[tuple[str, ...]] = set()
     for problem in checks.problems(config):
-        paths = [tuple(name.split(".")) for name in problem.keys]
-        if any(draft.in_doubt(path) for path in paths):
+        paths = [draft.path_of(name) for name in problem.keys]
+        if problem.keys not in told and any(draft.in_doubt(path) for path in paths):
             continue
+        told.add(problem.keys)
         given = [path for path in map(draft.as_spelt, paths) if draft.has(path)] or paths[:1]
         given.sort(
             key=lambda path: draft.origin(path).order[0], reverse=True
         )  # --set first: it is newest
         others = [f"{dotted(path)} is {draft.origin(path).words}" for path in given[1:]]
         draft.report(given[0], "; ".join([problem.message, *others]))
+
+
+# --- sweeps ---------------------------------------------------------------------------------------
+
+
+def _check_points(draft: Draft, config: Config) -> None:
+    """Every run of a sweep must be as sound as the file, and none may be there twice."""
+    seen: set[str] = set()
+    points = sweep_points(config)
+    grid_size = len(points) // max(1, len(config.sweep.runs)) if config.sweep else 0
+    for index, point in enumerate(points):
+        trial = Draft(copy.deepcopy(draft.values), dict(draft.origins))
+        trial.drop(("sweep",))
+        for name, value in point.items():
+            origin = _point_origin(draft, name, index // grid_size + 1)
+            path = tuple(name.split("."))
+            reason = trial.put(path, copy.deepcopy(value), origin)
+            if reason:
+                trial.report(path, reason, origin)
+        changed = _settled(trial)
+        draft.problems += trial.problems
+        text = changed.model_dump_json() if changed else ""
+        if text and text in seen and not trial.problems:
+            same = json.dumps(point, ensure_ascii=False)
+            draft.report(("sweep",), f"two of its runs are the same, {same}; remove one")
+        seen.add(text)
+
+
+def _point_origin(draft: Draft, name: str, run: int) -> Origin:
+    in_grid = ("sweep", "grid", name) in draft.origins
+    path = ("sweep", "grid", name) if in_grid else ("sweep", "runs")
+    origin = draft.origin(path)
+    place = "sweep.grid." if in_grid else f"sweep.runs: run {run}: "
+    return Origin((2 if origin.line else 1, origin.order[1]), origin.label + place)

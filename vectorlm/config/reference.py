@@ -32,6 +32,7 @@ while you type, through the first line `# yaml-language-server: $schema=schema.j
 
 Numbers may be written as `2e-5`, `2.0e-5` or `0.00002`. A key that is given twice, a key that does
 not exist, a number in quotes: all are errors, never ignored. Anchors, aliases and `<<` work.
+`time: 08:00:00`, `time: 90` and `mem: 0` need no quotes.
 
 ## Changing a key from the command line
 
@@ -42,6 +43,7 @@ the file does not have are made.
         --set train_parameters.lora_peft_config.r=16 --set 'wandb_config.tags=[a, b]'
 
 Keys that hold a text take it as it stands: `--set 'dataset_preprocess.separator=### Answer:'`.
+A section that a file may lack is taken out with `null`: `--set sweep=null`.
 
 ## What a mistake looks like
 
@@ -159,6 +161,10 @@ def _old_spellings() -> str:
 
 def _edit_property(properties: dict[str, Any], key: Key) -> None:
     entry = properties[key.name]
+    entry.pop("allowed", None)
+    for node in [entry, entry.get("items", {}), *entry.get("anyOf", [])]:
+        if "pattern" in node:  # which editors would show instead
+            node["patternErrorMessage"] = f"must be {key.allowed}"
     if key.kind == "section":
         # `dataset:` with nothing below it is a mistake to the loader; the editor should say so too.
         branches = entry.pop("anyOf", [])

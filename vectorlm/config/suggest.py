@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from vectorlm.config.yaml_text import BOOLEANS, number
 # A longer list of allowed keys would only hide the key that was probably meant.
 MOST_NAMES = 12
 
-# What other trainers call the same thing.
+# What other trainers, and Slurm itself, call the same thing.
 ELSEWHERE = {
     "learning_rate": ("train_parameters", "optimizer", "lr"),
     "beta": ("train_parameters", "optimizer", "betas"),
@@ -36,6 +37,59 @@ ELSEWHERE = {
     "model_name_or_path": ("model",),
     "model_name": ("model",),
     "packing": ("dataset_preprocess", "packing_type"),
+    "cluster": ("slurm",),
+    "job": ("slurm",),
+    "sbatch": ("slurm",),
+    "slurm_config": ("slurm",),
+    "gpu": ("slurm", "gpus_per_node"),
+    "gpus": ("slurm", "gpus_per_node"),
+    "gres": ("slurm", "gpus_per_node"),
+    "n_gpus": ("slurm", "gpus_per_node"),
+    "num_gpus": ("slurm", "gpus_per_node"),
+    "nproc_per_node": ("slurm", "processes_per_node"),
+    "ntasks": ("slurm", "processes_per_node"),
+    "ntasks_per_node": ("slurm", "processes_per_node"),
+    "tasks_per_node": ("slurm", "processes_per_node"),
+    "nnodes": ("slurm", "nodes"),
+    "num_nodes": ("slurm", "nodes"),
+    "cpus_per_task": ("slurm", "cpus_per_gpu"),
+    "queue": ("slurm", "partition"),
+    "memory": ("slurm", "mem"),
+    "mem_per_node": ("slurm", "mem"),
+    "timeout": ("slurm", "time"),
+    "time_limit": ("slurm", "time"),
+    "timelimit": ("slurm", "time"),
+    "walltime": ("slurm", "time"),
+    "features": ("slurm", "constraint"),
+    "exclude_nodes": ("slurm", "exclude"),
+    "email": ("slurm", "mail_user"),
+    "mail": ("slurm", "mail_user"),
+    "signal": ("slurm", "signal_lead_s"),
+    "max_restarts": ("slurm", "max_requeues"),
+    "max_retries": ("slurm", "max_requeues"),
+    "interface": ("slurm", "network_interface"),
+    "gloo_socket_ifname": ("slurm", "network_interface"),
+    "nccl_socket_ifname": ("slurm", "network_interface"),
+    "nccl_ib_disable": ("slurm", "disable_infiniband"),
+    "modules": ("slurm", "setup"),
+    "container": ("slurm", "container_image"),
+    "image": ("slurm", "container_image"),
+    "binds": ("slurm", "container_mounts"),
+    "mounts": ("slurm", "container_mounts"),
+    "flags": ("slurm", "extra_flags"),
+    "nodelist": ("slurm", "extra_flags"),
+    "sbatch_args": ("slurm", "extra_flags"),
+    "parameters": ("sweep", "grid"),
+    "search_space": ("sweep", "grid"),
+    "max_parallel": ("sweep", "at_once"),
+}
+# Words that are a key elsewhere too, and what they mean here.
+HERE = {
+    ("preprocess",): ("dataset_preprocess",),
+    ("slurm", "cpus"): ("slurm", "cpus_per_gpu"),
+    ("slurm", "name"): ("slurm", "job_name"),
+    ("slurm", "preprocess", "cpus_per_gpu"): ("slurm", "preprocess", "cpus"),
+    ("slurm", "preprocess", "cpus_per_task"): ("slurm", "preprocess", "cpus"),
 }
 
 
@@ -50,7 +104,7 @@ class Finding:
 def unknown(path: KeyPath) -> Finding:
     """A key that the schema does not have at this place."""
     homes = [key.path for key in all_keys().values() if path[-1] in key.spellings]
-    if homes:
+    if homes and path not in HERE:
         places = " or ".join(
             f"under {dotted(home[:-1])}" if home[:-1] else "at the top level" for home in homes
         )
@@ -79,12 +133,22 @@ def wrong_value(path: KeyPath, loc: tuple[str | int, ...], value: Any, out_of_ra
     """A value that its key cannot hold."""
     key = find(path)
     if key is None:
-        return f"is {shown(value)}, which is not allowed here"
+        return _inside(path, value)
     item = loc[-1]
     which = f"item {item + 1} " if isinstance(item, int) and not isinstance(value, list) else ""
     given = f"{which}is {shown(value)}"
     given += ", which is out of range" if out_of_range else ""
-    return "; ".join([given, f"must be {key.allowed}", *_value_hint(key, value)])
+    hints = _item_hint(key, value) if key.kind == "texts" and which else _value_hint(key, value)
+    return "; ".join([given, f"must be {key.allowed}", *hints])
+
+
+def _inside(path: KeyPath, value: Any) -> str:
+    """A value in a mapping whose keys are not the schema's own."""
+    while path[:-1] and find(path) is None:
+        path = path[:-1]
+    around = find(path)
+    given = f"is {shown(value)}"
+    return f"{given}; {dotted(path)} must be {around.allowed}" if around else given
 
 
 def shown(value: Any) -> str:
@@ -112,12 +176,15 @@ def _short(text: str) -> str:
 
 
 def _meant(path: KeyPath, siblings: dict[str, Key]) -> KeyPath | None:
+    if path in HERE:
+        return HERE[path]
     name = path[-1].lower().replace("-", "_").replace(" ", "_")
+    if name in ELSEWHERE:
+        elsewhere = ELSEWHERE[name]
+        return siblings[elsewhere[-1]].path if elsewhere[-1] in siblings else elsewhere
     near = difflib.get_close_matches(name, list(siblings), n=1, cutoff=0.7)
     if near:
         return siblings[near[0]].path
-    if name in ELSEWHERE:
-        return ELSEWHERE[name]
     everywhere = {word: key.path for key in all_keys().values() for word in key.spellings}
     far = difflib.get_close_matches(name, list(everywhere), n=1, cutoff=0.75)
     near = difflib.get_close_matches(name, list(siblings), n=1, cutoff=0.6)
@@ -136,7 +203,7 @@ def _value_hint(key: Key, value: Any) -> list[str]:
     if value in ("None", "none", "nil") and key.nullable:
         return ["did you mean null?"]
     if isinstance(value, str):
-        return _quote_hint(key, value)
+        return _quote_hint(key, value) or (_mended(key, value) if key.kind == "text" else [])
     if (
         key.kind == "integer"
         and isinstance(value, float)
@@ -144,12 +211,42 @@ def _value_hint(key: Key, value: Any) -> list[str]:
         and abs(value) < 1e15
     ):
         return [f"write {int(value)}"]
-    if key.kind == "text" and isinstance(value, int | float):
-        return ["put it in quotes if a text is meant"]
+    if key.kind != "text":
+        return []
+    if isinstance(value, list):
+        return _list_hint(key, value)
+    if isinstance(value, int | float):
+        plain = str(value) if isinstance(value, float) else _digits(value)
+        if not key.pattern or key.takes(plain):
+            return ["put it in quotes if a text is meant"]
     return []
+
+
+def _item_hint(key: Key, value: Any) -> list[str]:
+    """`- export A: b` is a mapping to YAML."""
+    if isinstance(value, str):
+        return _mended(key, value)
+    return [] if value is None else ["put it in quotes if a text is meant"]
+
+
+def _list_hint(key: Key, value: list[Any]) -> list[str]:
+    """`partition: [a, b]` and `constraint: [a|b]` are lists to YAML."""
+    joined = ",".join(map(str, value))
+    if key.takes(f"[{joined}]"):
+        return ["put it in quotes"]
+    return [f"write {joined}"] if key.takes(joined) else []
 
 
 def _quote_hint(key: Key, value: str) -> list[str]:
     numeric = key.kind in ("integer", "number", "pair") and number(value) is not None
     switch = key.kind == "boolean" and value.lower() in BOOLEANS
     return ["remove the quotes"] if numeric or switch else []
+
+
+def _mended(key: Key, value: str) -> list[str]:
+    """A text of a job script that is nearly right."""
+    in_full = re.sub(r"~|\$\w+|\$\{\w+\}", "/x", value)
+    if in_full != value and key.takes(in_full):
+        return ["~ and $ mean nothing here: write the path in full"]
+    nearly = (re.sub(" *, *", ",", value.strip()), value.upper(), re.sub("i?[bB]$", "", value))
+    return [f"did you mean {text}?" for text in nearly if key.takes(text)][:1]
