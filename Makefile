@@ -12,14 +12,15 @@ STAMP := $(VENV)/.vectorlm-installed
 HAS_PIP := $(BIN)/python -m pip --version >/dev/null 2>&1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format docs clean
+.PHONY: help venv demo test lint format docs bench clean
 
 help:
 	@echo "make demo     train a tiny model from end to end, on this machine, in a minute or two"
 	@echo "make test     the whole test-suite, offline; ARGS are passed to pytest"
 	@echo "make lint     formatting, types, import contracts, generated references"
 	@echo "make format   put the code into shape"
-	@echo "make docs     write the generated references again"
+	@echo "make docs     write the generated references and job scripts again"
+	@echo "make bench    training over a slow link, as root with Slurm, about 10 minutes; ARGS=--write updates docs"
 	@echo "make venv     the virtual environment alone, in $(VENV)"
 	@echo "make clean    remove caches and the demo's files; the virtual environment stays"
 
@@ -51,6 +52,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python -m vectorlm.config.reference --check
+	$(BIN)/python -m vectorlm.cluster.script --check
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix-only .
@@ -58,6 +60,10 @@ format: $(STAMP)
 
 docs: $(STAMP)
 	$(BIN)/python -m vectorlm.config.reference
+	$(BIN)/python -m vectorlm.cluster.script
+
+bench: $(STAMP)
+	@$(BIN)/python benchmarks/slow_link.py $(ARGS)
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache runs/demo
