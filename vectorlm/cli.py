@@ -78,7 +78,10 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     for name, (run, summary) in VERBS.items():
         verb = verbs.add_parser(name, help=summary, description=summary.capitalize() + ".")
-        add_config_arguments(verb)
+        if name == "status":
+            _add_status_arguments(verb)
+        else:
+            add_config_arguments(verb)
         verb.set_defaults(run=run)
         if name == "train":
             verb.add_argument(
@@ -87,6 +90,15 @@ def _parser() -> argparse.ArgumentParser:
                 type=_count,
                 metavar="N",
                 help="processes on this node (default: one for each GPU, or one)",
+            )
+        if name == "submit":
+            _add_submit_arguments(verb)
+        if name == "why":
+            verb.add_argument(
+                "of",
+                nargs="?",
+                metavar="JOB|DIR",
+                help="a job's number, or the output_dir of a run (default: that of --config)",
             )
     # Only for the list of verbs: `main` hands these words on before they are parsed here.
     verbs.add_parser("convert", help="write the trained model as a Hugging Face folder")
@@ -97,6 +109,28 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, at least 1")
     return int(text)
+
+
+def _add_status_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "of",
+        nargs="?",
+        metavar="JOB|DIR",
+        help="a job's number, or the output_dir of a run or a sweep (default: your newest runs)",
+    )
+    parser.add_argument("--watch", action="store_true", help="go on until the run has ended")
+    parser.add_argument("--json", action="store_true", help="for programs")
+
+
+def _add_submit_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the job script instead of submitting it"
+    )
+    parser.add_argument(
+        "--with-preprocess",
+        action="store_true",
+        help="first a job without GPUs that prepares the data, unless it is prepared already",
+    )
 
 
 def _check(arguments: argparse.Namespace) -> int:
@@ -144,10 +178,53 @@ def _train(arguments: argparse.Namespace) -> int:
     return launch(arguments.config, arguments.overrides, arguments.nproc_per_node)
 
 
+def _preflight(arguments: argparse.Namespace) -> int:
+    from vectorlm.preflight_door import start
+
+    return start(arguments.config, arguments.overrides)
+
+
+def _submit(arguments: argparse.Namespace) -> int:
+    from vectorlm.cluster.submit import make_plan, show, submit, submit_sbatch
+
+    plan = make_plan(arguments.config, arguments.overrides, arguments.with_preprocess)
+    launch = submit_sbatch
+    if plan.section.launcher == "submitit":
+        from vectorlm.submitit_door import submit_through_submitit, with_submitit
+
+        plan, launch = with_submitit(plan), submit_through_submitit
+    if arguments.dry_run:
+        show(plan)
+    else:
+        submit(plan, launch)
+    return EXIT_OK
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from vectorlm.status_view import show
+
+    show(arguments.of, arguments.watch, arguments.json)
+    return EXIT_OK
+
+
+def _why(arguments: argparse.Namespace) -> int:
+    from vectorlm.cluster.why import explain
+
+    given = arguments.of
+    if given is None:
+        given = load_config(arguments.config, arguments.overrides).train_parameters.output_dir
+    print(explain(given))
+    return EXIT_OK
+
+
 VERBS: dict[str, tuple[Callable[[argparse.Namespace], int], str]] = {
     "check": (_check, "tell whether a configuration is sound"),
     "preprocess": (_preprocess, "turn text into rows of tokens"),
     "train": (_train, "train on the GPUs of this node"),
+    "preflight": (_preflight, "look at machines and links before training on them"),
+    "submit": (_submit, "hand the training to Slurm as a job, or as a job array for a sweep"),
+    "status": (_status, "tell how far runs are, and what Slurm says of them"),
+    "why": (_why, "tell what ended a run, and what to change"),
 }
 
 
