@@ -4,13 +4,16 @@ Floor 4, called by `train`.
 
 from __future__ import annotations
 
+import sys
 import warnings
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 import vectorlm
+from vectorlm.attempt import Attempt
 from vectorlm.checkpoint import Checkpoints
 from vectorlm.config.load import config_to_dict
 from vectorlm.config.schema import Config, DatasetConfig
@@ -19,12 +22,13 @@ from vectorlm.dataset import Dataset
 from vectorlm.distributed import Ranks, connect, disconnect, rank_left
 from vectorlm.errors import DataError, RankLostError, VectorLMError
 from vectorlm.final_model import save_final_model
+from vectorlm.measure import preflight
 from vectorlm.metrics import Metrics, Work
 from vectorlm.model.causal import CausalModel
 from vectorlm.model.load import Place, load_model, model_folder, read_config
 from vectorlm.optim import Schedule, build_optimizer, build_scaler
 from vectorlm.plan.flops import peak_flops, train_flops_per_token
-from vectorlm.resume import Start, claim, find_start
+from vectorlm.resume import Start, find_start
 from vectorlm.steps import warmup_steps
 from vectorlm.stop import StopFlag
 from vectorlm.trainer import Trainer
@@ -34,17 +38,29 @@ from vectorlm.trainer import Trainer
 warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
 
 
-def run(config: Config, dataset: DatasetConfig, stop: StopFlag) -> bool:
+def run(config: Config, dataset: DatasetConfig, stop: StopFlag, config_path: str) -> bool:
     """Train; True if finished (the final model is written), False if stopped on request."""
     ranks = connect(config.train_parameters.collective_timeout_minutes)
-    output_dir = config.train_parameters.output_dir
     try:
-        lock, note = ranks.together(lambda: claim(output_dir) if ranks.first else (None, None))
-        with lock or nullcontext():
-            return _fit(assemble(config, dataset, ranks, stop), config, note)
+        with Attempt(ranks, config.train_parameters.output_dir, config_path) as attempt:
+            with _lost_ranks_named(ranks):
+                if ranks.world > ranks.local_world:
+                    preflight(config, ranks)
+                finished = _fit(config, dataset, attempt, stop)
+                _record_end(attempt, finished, config, stop)
     except VectorLMError as error:
-        error.said = not ranks.speaks_first(str(error))
+        if not error.said:
+            ranks.say_once(str(error), lambda text: print(text, file=sys.stderr, flush=True))
+        error.said = True
         raise
+    disconnect()  # not after a failure: what hangs would hang this
+    return finished
+
+
+@contextmanager
+def _lost_ranks_named(ranks: Ranks) -> Iterator[None]:
+    try:
+        yield
     except RuntimeError as error:
         if not rank_left(error):
             raise
@@ -53,17 +69,21 @@ def run(config: Config, dataset: DatasetConfig, stop: StopFlag) -> bool:
             "on without it; the log of that rank says why. Start again to go on from the last "
             "checkpoint"
         ) from error
-    finally:
-        disconnect()
 
 
-def _fit(trainer: Trainer, config: Config, note: str | None) -> bool:
+def _record_end(attempt: Attempt, finished: bool, config: Config, stop: StopFlag) -> None:
+    signals = [name for name in attempt.ranks.gather(stop.received and stop.received.name) if name]
+    saved = finished or config.train_parameters.checkpointing_enabled
+    attempt.ended("finished" if finished else "stopped", None if finished else signals[0], saved)
+
+
+def _fit(config: Config, dataset: DatasetConfig, attempt: Attempt, stop: StopFlag) -> bool:
     train = config.train_parameters
+    trainer = assemble(config, dataset, attempt, stop)
     try:
-        if note:
-            trainer.metrics.say(note)
         finished = trainer.fit()
         if finished:
+            attempt.require_folder()
             folder = save_final_model(trainer.model, config.model, train.output_dir, trainer.ranks)
             trainer.metrics.say(f"finished: {folder}")
     finally:
@@ -71,13 +91,17 @@ def _fit(trainer: Trainer, config: Config, note: str | None) -> bool:
     return finished
 
 
-def assemble(config: Config, dataset: DatasetConfig, ranks: Ranks, stop: StopFlag) -> Trainer:
-    train = config.train_parameters
+def assemble(config: Config, dataset: DatasetConfig, attempt: Attempt, stop: StopFlag) -> Trainer:
+    train, ranks = config.train_parameters, attempt.ranks
     data, evaluation = ranks.together(lambda: open_data(config, dataset, ranks))
     checkpoints = None
     if train.checkpointing_enabled:
         checkpoints = Checkpoints(
-            train.output_dir, ranks, train.keep_checkpoints, train.allow_foreign_checkpoints
+            train.output_dir,
+            ranks,
+            train.keep_checkpoints,
+            train.allow_foreign_checkpoints,
+            attempt.require_folder,
         )
     start, notes = find_start(config, dataset, data, checkpoints, ranks)
 
@@ -91,7 +115,9 @@ def assemble(config: Config, dataset: DatasetConfig, ranks: Ranks, stop: StopFla
     description = describe(config, dataset, data, model, ranks)
     work = _work(model, data, ranks)
     metrics = ranks.together(
-        lambda: Metrics(config, description["config"], ranks.first, ranks.world, work)
+        lambda: Metrics(
+            config, description["config"], ranks.first, ranks.world, work, attempt.require_folder
+        )
     )
     torch.manual_seed(train.seed + ranks.rank)
     trainer = Trainer(
@@ -109,6 +135,8 @@ def assemble(config: Config, dataset: DatasetConfig, ranks: Ranks, stop: StopFla
         stop=stop,
         description=description,
     )
+    attempt.step = lambda: trainer.steps_done
+    attempt.located(start.steps_done or None, start.total_steps)
     for line in [*notes, *_facts(config, dataset, trainer, start)]:
         metrics.say(line)
     if start.folder:

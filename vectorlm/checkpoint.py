@@ -88,10 +88,18 @@ def step_of(folder: Path) -> int:
 class Checkpoints:
     """The checkpoints of a run, written and read by all its ranks together."""
 
-    def __init__(self, output_dir: str, ranks: Ranks, keep: int, allow_foreign: bool) -> None:
+    def __init__(
+        self,
+        output_dir: str,
+        ranks: Ranks,
+        keep: int,
+        allow_foreign: bool,
+        before_publishing: Callable[[], None] = lambda: None,
+    ) -> None:
         self.root = folder_of(output_dir)
         self.output_dir = output_dir
         self.ranks, self.keep, self.allow_foreign = ranks, keep, allow_foreign
+        self.before_publishing = before_publishing
 
     def save(self, step: int, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> Path:
         final = self.root / f"step_{step:08d}"
@@ -159,6 +167,7 @@ class Checkpoints:
             unfinished / MANIFEST, json.dumps({"format": FORMAT, "files": files}, indent=1)
         )
         sync_folder(unfinished)
+        self.before_publishing()
         if final.exists():  # damaged, or from a run that was cut off: ours is sound
             os.rename(final, unfinished.with_name(unfinished.name + "-replaced"))
         os.rename(unfinished, final)

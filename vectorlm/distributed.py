@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -13,9 +15,14 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from vectorlm.cluster.meeting import announce, ask, meeting_name
+from vectorlm.cluster.rollcall import meet
 from vectorlm.errors import ClusterError, VectorLMError
+from vectorlm.machine import network, node_name
 
 T = TypeVar("T")
+ARRIVAL_S = 300.0  # imports from a cold network file system
+HEARING_S = 3.0
 
 
 @dataclass(frozen=True)
@@ -50,15 +57,28 @@ class Ranks:
         dist.broadcast_object_list(values, src=0)
         return values[0]
 
-    def speaks_first(self, text: str) -> bool:
-        """Whether no other rank has said the same: ranks that fail alike say so once."""
+    def say_once(self, text: str, say: Callable[[str], None]) -> None:
+        """Ranks that fail alike say so once, and none leaves before it is said: with the first to
+        leave, srun ends the others.
+        """
+        store = dist.distributed_c10d._get_default_store()
+        key = f"said/{hashlib.sha1(text.encode()).hexdigest()}"
         try:
-            count = dist.distributed_c10d._get_default_store().add(
-                f"said/{hashlib.sha1(text.encode()).hexdigest()}", 1
-            )
+            speaks = store.add(key, 1) == 1
         except (RuntimeError, dist.DistError):  # the first rank, which holds the store, has left
-            return True
-        return count == 1
+            say(text)
+            return
+        with suppress(RuntimeError, dist.DistError):
+            if speaks:
+                say(text)
+                store.set(f"{key}/done", "1")
+            else:
+                store.wait([f"{key}/done"], timedelta(seconds=HEARING_S))
+            heard = store.add(f"{key}/heard", 1)
+            deadline = time.monotonic() + HEARING_S
+            while self.first and heard < self.world and time.monotonic() < deadline:
+                time.sleep(0.01)
+                heard = store.add(f"{key}/heard", 0)
 
     def barrier(self) -> None:
         self.sum([0.0])
@@ -100,8 +120,15 @@ def connect(timeout_minutes: int) -> Ranks:
     try:
         if world == 1 and "MASTER_ADDR" not in os.environ:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-        else:
+        elif "MASTER_PORT" in os.environ:
             dist.init_process_group(backend, timeout=timeout)
+        else:
+            store = _meet(rank, world, timeout)
+            if local_world < world:
+                meet(store, rank, world, node_name(), network(device.type == "cuda"), ARRIVAL_S)
+            dist.init_process_group(
+                backend, store=store, rank=rank, world_size=world, timeout=timeout
+            )
     except (RuntimeError, ValueError, dist.DistError) as error:
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise ClusterError(
@@ -110,6 +137,15 @@ def connect(timeout_minutes: int) -> Ranks:
             "NCCL_SOCKET_IFNAME)"
         ) from error
     return Ranks(rank, world, local_rank, local_world, device)
+
+
+def _meet(rank: int, world: int, timeout: timedelta) -> dist.Store:
+    host, name = os.environ["MASTER_ADDR"], meeting_name()
+    if rank > 0:
+        return dist.TCPStore(host, ask(host, name, timeout.total_seconds()), world, timeout=timeout)
+    store = dist.TCPStore(host, 0, world, is_master=True, timeout=timeout, wait_for_workers=False)
+    announce(name, store.port, world - 1)
+    return store
 
 
 def rank_left(error: BaseException) -> bool:
@@ -139,6 +175,8 @@ def _device(local_rank: int) -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")
     count = torch.cuda.device_count()
+    if count == 1 and "SLURM_GPUS_PER_TASK" in os.environ:
+        local_rank = 0  # Slurm shows each process its own GPU alone
     if local_rank >= count:
         raise ClusterError(
             f"local rank {local_rank} has no GPU: this node shows {count}; start one process a GPU"

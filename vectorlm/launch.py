@@ -1,4 +1,4 @@
-"""Starts the ranks of one machine: `vectorlm train` on a workstation. Floor 4.
+"""Starts the ranks of one machine: `vectorlm train` and `preflight` on a workstation. Floor 4.
 Under Slurm, srun starts them.
 
 Signals go to every rank; when one rank fails, the others are ended, and its exit code is returned.
@@ -31,8 +31,12 @@ def launch(config: str, overrides: Sequence[str], nproc_per_node: int | None) ->
     arguments = ["--config", config, *(f"--set={item}" for item in overrides)]
     if "RANK" in os.environ:
         return train_main(arguments)
-    count = nproc_per_node or _gpu_count() or 1
-    return _Ranks(arguments, count).wait()
+    return start_ranks("vectorlm.train", arguments, nproc_per_node)
+
+
+def start_ranks(module: str, arguments: Sequence[str], count: int | None = None) -> int:
+    """Run a module as one process a GPU of this machine, or as `count`; its exit code."""
+    return _Ranks([module, *arguments], count or _gpu_count() or 1).wait()
 
 
 def _gpu_count() -> int:
@@ -111,7 +115,7 @@ def _start(arguments: Sequence[str], rank: int, count: int, port: int) -> subpro
         "MASTER_PORT": str(port),
         LAUNCHER_VARIABLE: str(os.getpid()),
     }
-    command = [sys.executable, "-m", "vectorlm.train", *arguments]
+    command = [sys.executable, "-m", *arguments]
     try:
         # A session of its own: Ctrl-C reaches a rank once, through the launcher.
         return subprocess.Popen(command, env=environment, start_new_session=True)

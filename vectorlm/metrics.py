@@ -12,6 +12,7 @@ import socket
 import sys
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -40,9 +41,16 @@ class Work:
 
 class Metrics:
     def __init__(
-        self, config: Config, config_dict: dict[str, Any], first: bool, ranks: int, work: Work
+        self,
+        config: Config,
+        config_dict: dict[str, Any],
+        first: bool,
+        ranks: int,
+        work: Work,
+        before_writing: Callable[[], None] = lambda: None,
     ) -> None:
         self.first, self.ranks, self.work = first, ranks, work
+        self._before_writing = before_writing
         self.folder = Path(config.train_parameters.output_dir)
         self._tokens = self._steps = 0
         self._since = time.monotonic()
@@ -108,6 +116,7 @@ class Metrics:
         self._since = time.monotonic()
         if not self.first:
             return
+        self._before_writing()
         self._append(json.dumps(values))
         for sink in self._sinks:
             sink.log(values)

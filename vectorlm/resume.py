@@ -4,21 +4,17 @@
 
 from __future__ import annotations
 
-import fcntl
 import math
-import os
-import socket
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from vectorlm.checkpoint import Checkpoints, read_state
 from vectorlm.config.load import config_to_dict
 from vectorlm.config.schema import Config, DatasetConfig
 from vectorlm.dataset import Dataset
 from vectorlm.distributed import Ranks
-from vectorlm.errors import CheckpointError, ClusterError, ConfigError
+from vectorlm.errors import CheckpointError
 from vectorlm.steps import Position, Steps
 
 
@@ -35,45 +31,6 @@ class Start:
     @property
     def total_steps(self) -> int:
         return self.steps_done + self.steps.remaining(self.position)
-
-
-def claim(output_dir: str) -> tuple[IO[str] | None, str | None]:
-    """Lock `output_dir` for this run, as long as the file is open; with a note if that is unsure.
-
-    A lock that another machine holds may be that of a machine that died: it is told, not obeyed.
-    """
-    path = Path(output_dir) / "run.lock"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a+", encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(
-            f"train_parameters.output_dir: {output_dir} cannot be written ({error}); give "
-            "another folder"
-        ) from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return file, _held(file, output_dir)
-    except OSError:
-        return file, f"{path}: this file system has no locks; start one run at a time in it"
-    with suppress(OSError):  # a full disk: the lock holds without a name
-        file.truncate(0)
-        file.write(f"{socket.gethostname()} {os.getpid()}")
-        file.flush()
-    return file, None
-
-
-def _held(file: IO[str], output_dir: str) -> str:
-    file.seek(0)
-    holder = file.read().split()
-    if holder[:1] == [socket.gethostname()]:
-        file.close()
-        raise ClusterError(
-            f"train_parameters.output_dir: {output_dir} is in use by a run on this machine "
-            f"(process {holder[-1]}); wait for it, end it, or give another folder"
-        )
-    return f"{output_dir}: a run on {' '.join(holder[:1])} may still be using it"
 
 
 def find_start(

@@ -1,6 +1,7 @@
 """The training door: `torchrun ... -m vectorlm.train --config F`, one process a rank. Floor 4.
 
-Exit codes: 0 finished; 2 the user's mistake; 3 and 75 stopped on request.
+Under Slurm srun starts it likewise, without torchrun. Exit codes: 0 finished; 2 the user's mistake;
+3 and 75 stopped on request, which under srun is 0, too.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from vectorlm.cli import add_config_arguments, run_door
+from vectorlm.cluster import env
 from vectorlm.config.load import load_config, required_section
 from vectorlm.errors import EXIT_OK, EXIT_STOPPED, EXIT_STOPPED_UNSAVED, ConfigError
 from vectorlm.stop import StopFlag
 
+FIRST_RANK_SPEAKS_S = 10.0
 LAUNCHER_VARIABLE = "VECTORLM_LAUNCHER_PID"
 
 
@@ -30,20 +33,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add_config_arguments(parser)
     arguments = parser.parse_args(argv)
-    return run_door(lambda: train(arguments.config, arguments.overrides, stop))
+    by_srun = env.started_by_srun()
+    code = run_door(lambda: as_rank(arguments.config, arguments.overrides, stop))
+    # To srun a clean stop must be no fault: it would end the ranks that are not out yet.
+    return EXIT_OK if by_srun and code in (EXIT_STOPPED, EXIT_STOPPED_UNSAVED) else code
+
+
+def as_rank(config_path: str, overrides: Sequence[str], stop: StopFlag) -> int:
+    """`train`, as the rank that srun or torchrun has made of this process."""
+    if not env.adopt():
+        return train(config_path, overrides, stop)
+    with env.private_folder():
+        return train(config_path, overrides, stop)
 
 
 def train(config_path: str, overrides: Sequence[str], stop: StopFlag) -> int:
     try:
         config = load_config(config_path, overrides)
         dataset = required_section(config, "dataset", config_path)
-    except ConfigError as error:
-        error.said = os.environ.get("RANK", "0") != "0"  # every rank reads the same file
+    except ConfigError:
+        if os.environ.get("RANK", "0") != "0":
+            # Every rank reads the same file: the first one says it, and ends the others with it.
+            time.sleep(FIRST_RANK_SPEAKS_S)
         raise
     _quiet_libraries()
+    if "SLURM_JOB_ID" in os.environ:
+        env.record_flights(config.train_parameters.output_dir)
     from vectorlm.assemble import run
 
-    if run(config, dataset, stop):
+    if run(config, dataset, stop, config_path):
         return EXIT_OK
     if config.train_parameters.checkpointing_enabled:
         _say(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from vectorlm.batch import Batch
 from vectorlm.checkpoint import Checkpoints
 from vectorlm.config.schema import TrainParameters
 from vectorlm.dataset import Dataset, Group
@@ -99,9 +101,10 @@ class Trainer:
         weight = self.ranks.world / max(learned_everywhere, 1)
         total = torch.zeros((), dtype=torch.float64, device=self.ranks.device)
         for i, batch in enumerate(group.batches):
-            with self.model.micro_batch(batch, last=i == len(group.batches) - 1) as loss:
-                self.scaler.scale(loss * weight).backward()
-            total += loss.detach()
+            with self._naming_lack_of_memory(batch, f"micro-batch {i + 1}"):
+                with self.model.micro_batch(batch, last=i == len(group.batches) - 1) as loss:
+                    self.scaler.scale(loss * weight).backward()
+                total += loss.detach()
         own = total.item()
         loss_sum, stops = self.ranks.sum([own, bool(self.stop)])
         self.stopping = stops > 0
@@ -129,6 +132,21 @@ class Trainer:
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
         return lr, norm
+
+    @contextmanager
+    def _naming_lack_of_memory(self, batch: Batch, which: str) -> Iterator[None]:
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if not lacks_memory(error):
+                raise
+            raise TrainingError(
+                f"out of memory on rank {self.ranks.rank}, step {self.steps_done + 1}, {which}: "
+                f"{batch.tokens} tokens, the longest document {batch.longest} "
+                f"({str(error).splitlines()[0] if str(error) else type(error).__name__}). Set "
+                "train_parameters.use_activation_checkpointing: true, lower dataset.train_bs (and "
+                "raise gradient_accumulation_steps), or train on more GPUs"
+            ) from error
 
     def _refuse_non_finite(self, what: str, own: float, everywhere: float) -> None:
         if math.isfinite(everywhere):
@@ -177,7 +195,8 @@ class Trainer:
         self.model.module.eval()
         total, learned = 0.0, 0
         for batch in data:
-            total += self.model.evaluate(batch)
+            with self._naming_lack_of_memory(batch, "an evaluation batch"):
+                total += self.model.evaluate(batch)
             learned += batch.supervised_tokens
             if self.stop_requested():
                 self.stopping = True
@@ -253,6 +272,14 @@ class Trainer:
             param.grad = torch.zeros_like(param)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an allocation was refused, on a GPU or on the host."""
+    refused = ("can't allocate memory", "not enough memory", "Cannot allocate memory")
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
+        words in str(error) for words in refused
+    )
 
 
 def _local(tensor: torch.Tensor | None) -> torch.Tensor:

@@ -79,7 +79,13 @@ def test_the_interface_that_leads_to_a_host() -> None:
 
 def test_private_files_go_with_the_rank(tmp_path: Path) -> None:
     environ = {"TMPDIR": str(tmp_path), "SLURM_JOB_ID": "17", "TRITON_CACHE_DIR": "/kept"}
+    left = tmp_path / "vectorlm-17-0-left"
+    left.mkdir()
+    other = tmp_path / "vectorlm-18-0-other"
+    other.mkdir()
     with env.private_folder(environ) as folder:
+        assert not left.exists(), "an earlier start of the rank was killed"
+        other.rmdir()
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
         assert environ["TMPDIR"] == str(folder)
         assert environ["TRITON_CACHE_DIR"] == "/kept"

@@ -75,12 +75,14 @@ def train_all(ranks: Ranks, cases: dict[str, Case]) -> dict[str, Any]:
 def train(ranks: Ranks, case: Case) -> dict[str, Any]:
     """Train with the real parts: logged steps, and the final parameters, whole."""
     from vectorlm.assemble import assemble
+    from vectorlm.attempt import Attempt
 
     config = case.config()
     assert config.dataset is not None
-    trainer = assemble(config, config.dataset, ranks, StopFlag())
-    trainer.fit()
-    trainer.metrics.close()
+    with Attempt(ranks, config.train_parameters.output_dir, "config.yaml") as attempt:
+        trainer = assemble(config, config.dataset, attempt, StopFlag())
+        trainer.fit()
+        trainer.metrics.close()
     parameters = {
         name: whole(param).clone() for name, param in trainer.model.module.named_parameters()
     }

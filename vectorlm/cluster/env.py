@@ -138,6 +138,8 @@ def private_folder(environ: Environ = os.environ) -> Iterator[Path]:
     """A temporary folder that only this rank's user can enter, for its files and caches."""
     base = environ.get("SLURM_TMPDIR") or environ.get("TMPDIR") or "/tmp"
     prefix = f"vectorlm-{environ.get('SLURM_JOB_ID', '0')}-{environ.get('RANK', '0')}-"
+    for left in Path(base).glob(f"{prefix}*"):  # by an earlier start that was killed
+        shutil.rmtree(left, ignore_errors=True)
     try:
         folder = Path(tempfile.mkdtemp(prefix=prefix, dir=base))
     except OSError as error:
