@@ -52,8 +52,10 @@ def run(config: Config, dataset: DatasetConfig, stop: StopFlag, config_path: str
         if not error.said:
             ranks.say_once(str(error), lambda text: print(text, file=sys.stderr, flush=True))
         error.said = True
+        if ranks.world == 1:
+            disconnect()
         raise
-    disconnect()  # not after a failure: what hangs would hang this
+    disconnect()  # after a failure only if alone: what hangs would hang this
     return finished
 
 

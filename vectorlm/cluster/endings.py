@@ -29,6 +29,7 @@ _TIME_LIMIT = re.compile(r"slurmstepd\S* error: \*\*\* .* DUE TO TIME LIMIT")
 _REQUEUE = re.compile(r"slurmstepd\S* error: \*\*\* .* DUE TO JOB REQUEUE")
 _NODE = re.compile(
     r"srun: error: Node failure on (\S+)|slurmstepd\S* error: \*\*\* .* DUE TO NODE FAILURE"
+    r"|srun: error: Aborting, io error and missing step on node (?:\d+)"
 )
 _OOM_KILL = re.compile(
     r"slurmstepd\S* error: (?:Detected \d+ oom[_-]kill|.*exceeded (?:job )?memory limit"
