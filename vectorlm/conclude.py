@@ -22,7 +22,7 @@ from vectorlm.cluster.evidence import evidence_of_job
 from vectorlm.cluster.journal import past_starts
 from vectorlm.config.load import load_config
 from vectorlm.config.schema import Slurm
-from vectorlm.errors import EXIT_OK, EXIT_STOPPED, ClusterError
+from vectorlm.errors import EXIT_OK, EXIT_STOPPED, ClusterError, ConfigError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,7 +35,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def conclude(config_path: str, code: int, script: str) -> int:
-    config = load_config(config_path)
+    try:
+        config = load_config(config_path)
+    except ConfigError:
+        _say("vectorlm: not started again: it would end the same way again, with this mistake:")
+        raise
     output_dir = config.train_parameters.output_dir
     job = _job()
     cause = diagnose(evidence_of_job(output_dir, code, _log(), job))
