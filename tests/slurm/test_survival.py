@@ -190,24 +190,6 @@ def test_preemption_with_grace(
     assert_same(run, uninterrupted)
 
 
-@pytest.mark.slow
-def test_a_real_time_limit(slurm: Lab, shared: dict[str, Any], tmp_path: Path) -> None:
-    """One minute, and a run that takes longer; Slurm asks it to stop after half of that."""
-    settings = {**SETTINGS, "epochs": 6, "logging_steps": 10}
-    whole = Run(tmp_path / "whole", shared, **settings)
-    process = whole.start()
-    run = JobRun(slurm, tmp_path / "cut", shared, {"signal_lead_s": 30}, **settings)
-    run.submit("--time=1")
-    run.until_restarted(1)
-    first = run.starts()[0].end
-    assert first is not None
-    assert (first.outcome, first.signal) == ("stopped", "SIGUSR1")
-    slurm.run("scontrol", "update", f"jobid={run.job}", "TimeLimit=10")
-    assert slurm.wait(run.job, limit_s=LIMIT_S) == "COMPLETED", slurm.account(run.job)
-    assert process.wait(timeout=LIMIT_S) == 0
-    assert_same(run, whole, steps=240)
-
-
 def test_two_writers(
     slurm_lab: LabMaker, shared: dict[str, Any], uninterrupted: Run, tmp_path: Path
 ) -> None:
