@@ -213,5 +213,9 @@ def test_two_writers(
         lab.plug(node)
     lost, _ = run.starts()
     assert lost.end is None
-    assert all("now belongs to another start of the run" in f.message for f in lost.failures)
+    said = [failure.message for failure in lost.failures]
+    assert any("now belongs to another start of the run" in message for message in said), said
+    # The rank that sees it first leaves at once; the other may see no more than that.
+    others = ("now belongs to another start of the run", "another rank has left")
+    assert all(any(other in message for other in others) for message in said), said
     assert_same(run, uninterrupted)

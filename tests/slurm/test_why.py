@@ -5,7 +5,7 @@ The jobs' ranks are stand-ins: what they would train does not matter here.
 
 from __future__ import annotations
 
-import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -205,7 +205,7 @@ def test_job_that_slurm_has_forgotten(slurm: Lab, tmp_path: Path) -> None:
     job = Job(slurm, tmp_path, SLEEP).ready()
     slurm.cancel(job.id)
     slurm.wait(job.id, limit_s=30)
-    command = [shutil.which("vectorlm") or "", "why", job.id]
+    command = [Path(sys.executable).parent / "vectorlm", "why", job.id]
     said = slurm.run("env", "PATH=/nowhere", *command).stdout.splitlines()
     assert said[0].startswith(f"job {job.id}, start 1: cancelled (scancel); ")
     assert f"    vectorlm-{job.id}.log:" in said[3]
