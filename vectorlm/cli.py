@@ -12,7 +12,6 @@ from typing import NoReturn
 
 from vectorlm import __version__
 from vectorlm.config.load import load_config, required_section
-from vectorlm.config.schema import Config
 from vectorlm.errors import EXIT_OK, EXIT_USER, VectorLMError
 
 DEFAULT_CONFIG = "configs/config.yaml"
@@ -91,6 +90,10 @@ def _parser() -> argparse.ArgumentParser:
                 metavar="N",
                 help="processes on this node (default: one for each GPU, or one)",
             )
+        if name == "check":
+            verb.add_argument("--json", action="store_true", help="for programs")
+        if name == "plan":
+            _add_plan_arguments(verb)
         if name == "submit":
             _add_submit_arguments(verb)
         if name == "why":
@@ -122,6 +125,32 @@ def _add_status_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="for programs")
 
 
+def _add_plan_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--gpu",
+        metavar="NAME[:COUNT]",
+        help="the GPU, such as a100-80:4; COUNT is that of a node (default: slurm.gpu_type and "
+        "slurm.gpus_per_node)",
+    )
+    parser.add_argument("--json", action="store_true", help="for programs")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--find-batch", action="store_true", help="the largest micro-batch that fits")
+    what.add_argument("--compare", action="store_true", help="every sharding strategy")
+    what.add_argument(
+        "--apply", type=_count, metavar="N", help="write change N of the list into the file"
+    )
+    what.add_argument(
+        "--simulate",
+        action="store_true",
+        help="run the real model on fake tensors; takes seconds to minutes, and torch",
+    )
+    what.add_argument(
+        "--calibrate",
+        metavar="RUN",
+        help="learn from the memory that a run measured; RUN is its output_dir",
+    )
+
+
 def _add_submit_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="print the job script instead of submitting it"
@@ -131,33 +160,27 @@ def _add_submit_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="first a job without GPUs that prepares the data, unless it is prepared already",
     )
+    parser.add_argument(
+        "--force", action="store_true", help="submit although `vectorlm check` finds errors"
+    )
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    config = load_config(arguments.config, arguments.overrides)
-    print(f"{arguments.config}: sound ({_summary(config)})")
-    return EXIT_OK
+    from vectorlm.check_door import check
+
+    return check(arguments.config, arguments.overrides, arguments.json)
 
 
-def _summary(config: Config) -> str:
-    train = config.train_parameters
-    facts = [
-        f"model {config.model}",
-        "LoRA" if train.lora_peft_config is not None else "full fine-tuning",
-        f"{train.max_seq_len} tokens a row",
-        train.effective_precision,
-        train.sharding_strategy,
-        f"{train.epochs} epoch{'s' if train.epochs > 1 else ''}",
-    ]
-    absent = [
-        f"no {name}: only for {purpose}"
-        for name, purpose, section in (
-            ("dataset", "preprocessing", config.dataset),
-            ("dataset_preprocess", "training", config.dataset_preprocess),
-        )
-        if section is None
-    ]
-    return ", ".join(facts + absent)
+def _prefetch(arguments: argparse.Namespace) -> int:
+    from vectorlm.prefetch_door import prefetch
+
+    return prefetch(arguments.config, arguments.overrides)
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from vectorlm.plan_door import plan
+
+    return plan(arguments)
 
 
 def _preprocess(arguments: argparse.Namespace) -> int:
@@ -185,9 +208,17 @@ def _preflight(arguments: argparse.Namespace) -> int:
 
 
 def _submit(arguments: argparse.Namespace) -> int:
+    from vectorlm.check_door import before_submitting
     from vectorlm.cluster.submit import make_plan, show, submit, submit_sbatch
 
     plan = make_plan(arguments.config, arguments.overrides, arguments.with_preprocess)
+    before_submitting(
+        plan.config,
+        arguments.config,
+        arguments.overrides,
+        prepares=arguments.with_preprocess,
+        stops=not (arguments.force or arguments.dry_run),
+    )
     launch = submit_sbatch
     if plan.section.launcher == "submitit":
         from vectorlm.submitit_door import submit_through_submitit, with_submitit
@@ -218,7 +249,9 @@ def _why(arguments: argparse.Namespace) -> int:
 
 
 VERBS: dict[str, tuple[Callable[[argparse.Namespace], int], str]] = {
-    "check": (_check, "tell whether a configuration is sound"),
+    "check": (_check, "tell all that would make a job fail, and how to cure it"),
+    "prefetch": (_prefetch, "fetch what a job, which has no network, would download"),
+    "plan": (_plan, "tell whether a run fits, how long it takes, and what to change"),
     "preprocess": (_preprocess, "turn text into rows of tokens"),
     "train": (_train, "train on the GPUs of this node"),
     "preflight": (_preflight, "look at machines and links before training on them"),

@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from vectorlm.cli import add_config_arguments, run_door
 from vectorlm.config.load import load_config
 from vectorlm.config.schema import Config
-from vectorlm.data.store import existing_manifest, options_sha256
+from vectorlm.data.store import existing_manifest
 from vectorlm.data.tokenize import load_tokenizer
+from vectorlm.manifest import options_sha256
 from vectorlm.preprocess import SLOW_HASH_BYTES, Job, changes, find_jobs, used_options
 
 

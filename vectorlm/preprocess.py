@@ -9,11 +9,12 @@ the corpus.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,9 +22,12 @@ from vectorlm.config.schema import Config, DatasetPreprocess
 from vectorlm.data.pack import Document, Packer, make_packer
 from vectorlm.data.readers import BadRow, TextRow
 from vectorlm.data.sources import Source, find_source
-from vectorlm.data.store import Manifest, RowWriter, existing_manifest, open_rows, options_sha256
+from vectorlm.data.store import RowWriter, existing_manifest, open_rows
 from vectorlm.data.tokenize import DocumentEncoder, TextTokenizer, batches, load_tokenizer
 from vectorlm.errors import ConfigError, DataError
+from vectorlm.hub_cache import find_model
+from vectorlm.manifest import Manifest, options_sha256
+from vectorlm.tokenizer_files import tokenizer_file_sha256
 
 BAD_ROWS_SHOWN = 3
 PLAIN_EVERY_S = 5.0
@@ -52,11 +56,17 @@ def prepare_config(config: Config) -> list[Manifest]:
     for job in jobs:
         existing_manifest(job.save_path)
     check_length(config)
-    tokenizer = load_tokenizer(config.model)
+    tokenizer = replace(load_tokenizer(config.model), file_sha256=_file_sha256(config.model))
     encoders = [make_encoder(job, tokenizer) for job in jobs]
     if jobs[0].options.add_bos_eos_tokens and tokenizer.bos_id is None:
         print("The tokenizer has no BOS token: documents end with EOS but begin with nothing.")
     return [prepare(job, encoder) for job, encoder in zip(jobs, encoders, strict=True)]
+
+
+def _file_sha256(model: str) -> str | None:
+    folder = Path(os.path.expanduser(model))
+    found = folder if folder.is_dir() else find_model(model)
+    return tokenizer_file_sha256(found) if found else None
 
 
 def check_length(config: Config) -> None:
@@ -132,6 +142,7 @@ def prepare(job: Job, encoder: DocumentEncoder) -> Manifest:
         print(f"Reading {job.source.name} once for its hash ({size}) ...", flush=True)
     made_from = {
         "tokenizer_sha256": encoder.tokenizer.sha256,
+        "tokenizer_file_sha256": encoder.tokenizer.file_sha256,
         "source_sha256": job.source.sha256(),
         "options": used_options(job),
     }

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vectorlm.checkpoint import Checkpoints, read_state
-from vectorlm.config.load import config_to_dict
+from vectorlm.config.continuity import FIXED, STEERING, among, changes
 from vectorlm.config.schema import Config, DatasetConfig
 from vectorlm.dataset import Dataset
 from vectorlm.distributed import Ranks
@@ -72,33 +72,10 @@ def find_start(
     return Start(steps, position, state["step"], found.folder, state), notes
 
 
-# A run that goes on with another one of these is not the run that was begun.
-_FIXED = (
-    "model",
-    "train_parameters.seed",
-    "train_parameters.max_seq_len",
-    "train_parameters.precision",
-    "train_parameters.lora_peft_config",
-    "train_parameters.optimizer.name",
-)
-_STEERING = (
-    "train_parameters.optimizer",
-    "train_parameters.lr_scheduler",
-    "train_parameters.epochs",
-)
-
-
 def _changes(config: Config, data: Dataset, state: dict[str, Any]) -> list[str]:
     """Say what steers the run and changed; refuse what makes it another run."""
-    old, new = _flat(state["config"]), _flat(config_to_dict(config))
-    old["train_parameters.precision"] = state["precision"]
-    new["train_parameters.precision"] = config.train_parameters.effective_precision
-    changed = {
-        key: f"{key} (was {old.get(key)}, is {new.get(key)})"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
-    }
-    fixed = [text for key, text in changed.items() if key.startswith(_FIXED)]
+    changed = changes(config, state)
+    fixed = among(changed, FIXED)
     if state["data"] != data.fingerprint:
         fixed.append("the training data")
     train = config.train_parameters
@@ -108,19 +85,8 @@ def _changes(config: Config, data: Dataset, state: dict[str, Any]) -> list[str]:
             f"{', '.join(fixed)}. What follows would not be the run that was begun. Put them back, "
             "use another output_dir, or set train_parameters.resume_despite_changes: true"
         )
-    steering = [text for key, text in changed.items() if key.startswith(_STEERING)]
+    steering = among(changed, STEERING)
     return [f"changed since the checkpoint: {text}" for text in dict.fromkeys(fixed + steering)]
-
-
-def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}; what is not a mapping as JSON reads it."""
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        if isinstance(item, dict) and item:
-            flat |= _flat(item, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = item
-    return flat
 
 
 def _global_batch(config: Config, dataset: DatasetConfig, state: dict[str, Any], asked: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +18,6 @@ from vectorlm.model import attention
 
 LENGTHS = (5, 1, 12, 3)
 TOKENS, HEADS, KEY_HEADS, SIZE = sum(LENGTHS), 4, 2, 8
-CPU = torch.device("cpu")
 
 
 def batch(lengths: tuple[int, ...] = LENGTHS) -> Batch:
@@ -115,25 +115,26 @@ def test_the_batch_is_forgotten_after_an_error() -> None:
     assert attention._current is None
 
 
-def choice(family: str, device: torch.device = CPU, flash: bool = True, **own: Any) -> Any:
+def choice(family: str, gpu: tuple[int, int] | None = None, flash: bool = True, **own: Any) -> Any:
     name, settings = FAMILIES[family]
     config = AutoConfig.for_model(name, **COMMON | settings | own)
     kind = AutoModelForCausalLM._model_mapping[type(config)]
-    return attention.choose(kind, config, flash, device, torch.bfloat16)
+    return attention.choose(kind, config, flash, gpu, torch.bfloat16)
 
 
 def test_flash_is_used_where_it_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    gpu = torch.device("cuda", 0)
-    capability = [(8, 0)]
     installed: list[Any] = [SimpleNamespace()]
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability[0])
-    monkeypatch.setattr(attention.importlib.util, "find_spec", lambda _: installed[0])
-    assert choice("llama", gpu).kernel == "flash-attn"
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",  # transformers asks for other packages with it
+        lambda name, *rest: installed[0] if name == "flash_attn" else find_spec(name, *rest),
+    )
+    assert choice("llama", (8, 0)).kernel == "flash-attn"
     installed[0] = None
-    chosen = choice("llama", gpu)
+    chosen = choice("llama", (8, 0))
     assert (chosen.kernel, "not installed" in chosen.reason) == ("torch-varlen", True)
-    capability[0] = (7, 0)
-    chosen = choice("llama", gpu)
+    chosen = choice("llama", (7, 0))
     assert (chosen.kernel, "Ampere" in chosen.reason) == ("sdpa", True)
 
 
@@ -161,6 +162,6 @@ def test_models_with_a_state_are_padded() -> None:
         "lfm2", hidden_size=32, num_hidden_layers=2, layer_types=["conv", "full_attention"]
     )
     kind = AutoModelForCausalLM._model_mapping[type(config)]
-    chosen = attention.choose(kind, config, True, CPU, torch.float32)
+    chosen = attention.choose(kind, config, True, None, torch.float32)
     assert chosen.padded
     assert "conv" in chosen.reason

@@ -97,7 +97,7 @@ def test_what_is_printed_is_what_slurm_holds(project: Project) -> None:
     sets = [f"--set={text}" for text in (HELD, *nasty)]
     command = ["vectorlm", "submit", "--config", project.config, "--dry-run", *sets]
     printed = project.lab.run(*command, cwd=project.folder).stdout
-    job = project.submit(HELD, *nasty)
+    job = project.submit(HELD, *nasty, flags=("--force",))
     assert project.lab.run("scontrol", "write", "batch_script", job, "-").stdout.strip() == (
         printed.strip()
     )
@@ -170,14 +170,14 @@ def test_every_request_reaches_slurm(project: Project) -> None:
     ],
 )
 def test_refusals_name_the_key_and_the_choice(project: Project, override: str, said: str) -> None:
-    found = project.refused(override)
+    found = project.refused(override, flags=("--force",))  # check would have known
     assert re.search("sbatch refused the job: .*" + said, found), found
     assert list((project.folder / "out/submitted").iterdir()) == []
     assert project.noted() == {}
 
 
 def test_a_job_that_cannot_start_is_told(project: Project) -> None:
-    said = project.vectorlm("submit", "--set=slurm.nodes=5")[1]
+    said = project.vectorlm("submit", "--force", "--set=slurm.nodes=5")[1]
     assert re.search(r"But it cannot start: .*scancel \d+, and change the keys of slurm", said)
     assert "There is no prepared data in rows yet" in said
 
@@ -266,7 +266,7 @@ def test_without_data_training_never_starts(project: Project) -> None:
 
 def test_when_training_is_refused_nothing_is_prepared(project: Project) -> None:
     before = set(project.noted())
-    said = project.refused("slurm.partition=nope", flags=("--with-preprocess",))
+    said = project.refused("slurm.partition=nope", flags=("--with-preprocess", "--force"))
     assert "change slurm.partition" in said
     assert set(project.noted()) == before
 

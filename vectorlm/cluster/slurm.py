@@ -68,10 +68,10 @@ def show_job(job: str) -> dict[str, str] | None:
         if "Invalid job id" in str(error):
             return None
         raise
-    return _fields(text.splitlines()[0]) if text.strip() else None
+    return fields(text.splitlines()[0]) if text.strip() else None
 
 
-def _fields(line: str) -> dict[str, str]:
+def fields(line: str) -> dict[str, str]:
     """`A=1 B=x y C=` -> {"A": "1", "B": "x y", "C": ""}."""
     parts = _FIELD.split(line)
     return {name: value.strip() for name, value in zip(parts[1::2], parts[2::2], strict=True)}

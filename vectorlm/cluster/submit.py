@@ -15,7 +15,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,7 +113,7 @@ def make_plan(config_path: str, overrides: Sequence[str], with_preprocess: bool 
     required_section(config, "dataset", config_path)
     points = _points(config, config_path, overrides)
     script = render(config, config_path, SCRIPT, len(points) or None)
-    _read_by_bash(section.setup)
+    read_by_bash(section.setup)
     preprocess_script = None
     if with_preprocess:
         required_section(config, "dataset_preprocess", config_path)
@@ -133,7 +133,7 @@ def _points(config: Config, config_path: str, overrides: Sequence[str]) -> tuple
     return tuple(found)
 
 
-def _read_by_bash(setup: Sequence[str]) -> None:
+def read_by_bash(setup: Sequence[str]) -> None:
     """An open quote, bracket or here-document would swallow the lines of ours that follow."""
     text = os.fsencode("\n".join(setup) + "\n")
     done = subprocess.run(["bash", "-n"], input=text, capture_output=True, timeout=30, check=False)
@@ -227,11 +227,11 @@ def _sbatch(staged: Staged, log: str, flags: Sequence[str], script: str, argumen
     return said.strip().split(";")[0]
 
 
-def environment() -> dict[str, str]:
+def environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Submitted from inside a job, its variables would tell the new job what it is not."""
     return {
         name: value
-        for name, value in os.environ.items()
+        for name, value in environ.items()
         if name == "SLURM_CONF" or not name.startswith("SLURM_")
     }
 

@@ -65,3 +65,10 @@ def duration_s(text: str) -> int:
         parts.insert(0, 0)
     hours, minutes, seconds = (*parts, 0, 0)[:3]
     return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+def megabytes(text: str) -> int:
+    """MiB of a size as Slurm reads it: `32G`, `900` (megabytes); 0 stands for all a node has."""
+    number, unit = text.rstrip("KMGTkmgt"), text.lstrip("0123456789").upper()
+    kib = {"K": 1, "": 1 << 10, "M": 1 << 10, "G": 1 << 20, "T": 1 << 30}[unit]
+    return int(number) * kib >> 10

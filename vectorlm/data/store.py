@@ -23,14 +23,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vectorlm.data.pack import Row, Tokens
 from vectorlm.errors import DataError
 from vectorlm.files import DISK_FULL, sync, sync_folder, write_synced
+from vectorlm.manifest import FORMAT, MANIFEST_NAME, Manifest, options_sha256, read_manifest
 
-FORMAT = 1
-MANIFEST_NAME = "manifest.json"
 OWNER = "owner.json"
 BATCH_TOKENS = 1 << 20
 SHARD_BYTES = 512 << 20
@@ -46,70 +44,7 @@ SCHEMA = pa.schema(
 )
 
 
-class Manifest(BaseModel):
-    """`manifest.json`: what the folder holds and what it was made from."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    format: int
-    max_seq_len: int
-    ignore_index: int
-    rows: int
-    documents: int
-    tokens: int
-    supervised_tokens: int
-    fill: float
-    longest_row: int
-    max_token_id: int
-    skipped: dict[str, int]
-    tokenizer_sha256: str
-    source_sha256: str
-    options: dict[str, Any]
-    options_sha256: str
-
-
-def options_sha256(options: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()
-
-
 # --- reading ------------------------------------------------------------------------
-
-
-def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
-    """The manifest of a prepared folder; a DataError says what is wrong and how to prepare it."""
-    path = Path(folder) / MANIFEST_NAME
-    cure = "Prepare it with: python preprocess_data.py --config <your config.yaml>"
-    if not path.parent.is_dir():
-        raise DataError(f"{path.parent}: there is no such folder of prepared data.\n{cure}")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(
-            f"{path.parent}: no {MANIFEST_NAME}, so this is no prepared data.\n{cure}"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{path}: cannot be read ({error}).\nDelete {path.parent} and prepare it anew."
-        ) from error
-    return parse_manifest(path, content)
-
-
-def parse_manifest(path: Path, content: Any) -> Manifest:
-    number = content.get("format") if isinstance(content, dict) else None
-    if isinstance(number, int) and number > FORMAT:
-        raise DataError(
-            f"{path}: written in format {number} by a newer VectorLM; this one reads up to "
-            f"format {FORMAT}.\n"
-            "Update VectorLM, or prepare the data into another folder."
-        )
-    try:
-        return Manifest.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"])) or "the file"
-        raise DataError(
-            f"{path}: broken: {field}: {first['msg']}.\nDelete {path.parent} and prepare it anew."
-        ) from error
 
 
 def open_rows(folder: str | os.PathLike[str]) -> pa.Table:
@@ -120,7 +55,7 @@ def open_rows(folder: str | os.PathLike[str]) -> pa.Table:
     table = pa.Table.from_batches(batches, schema=SCHEMA)
     if table.num_rows != manifest.rows:
         raise DataError(
-            f"{path}: {table.num_rows:,} rows are there but {MANIFEST_NAME} says "
+            f"{path}: {table.num_rows:,} rows are there but manifest.json says "
             f"{manifest.rows:,}.\n"
             "Files were removed or changed. Delete the folder and prepare it anew."
         )
@@ -239,6 +174,7 @@ class RowWriter:
         documents: int,
         skipped: Mapping[str, int],
         tokenizer_sha256: str,
+        tokenizer_file_sha256: str | None = None,
         source_sha256: str,
         options: Mapping[str, Any],
     ) -> Manifest:
@@ -256,6 +192,7 @@ class RowWriter:
             max_token_id=self.max_token_id,
             skipped=dict(sorted(skipped.items())),
             tokenizer_sha256=tokenizer_sha256,
+            tokenizer_file_sha256=tokenizer_file_sha256,
             source_sha256=source_sha256,
             options=dict(options),
             options_sha256=options_sha256(options),
@@ -326,7 +263,7 @@ def existing_manifest(folder: str | os.PathLike[str]) -> Manifest | None:
         return None
     if not path.is_dir() or not (path / MANIFEST_NAME).exists():
         raise DataError(
-            f"{folder}: exists and is no prepared data of ours (it has no {MANIFEST_NAME}), "
+            f"{folder}: exists and is no prepared data of ours (it has no manifest.json), "
             "so it is left alone.\n"
             "Choose another save_path, or remove it yourself."
         )

@@ -36,6 +36,7 @@ class TextTokenizer:
     eos_id: int | None
     sha256: str
     fast: bool = True
+    file_sha256: str | None = None  # of tokenizer.json, for `check`
 
     def encode(self, texts: list[str]) -> list[Tokens]:
         """Ids without special tokens, never cut or padded."""

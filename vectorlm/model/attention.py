@@ -49,14 +49,14 @@ def choose(
     model_class: type[PreTrainedModel],
     config: PretrainedConfig,
     use_flash: bool,
-    device: torch.device,
+    gpu_capability: tuple[int, int] | None,
     dtype: torch.dtype,
 ) -> Attention:
     obstacle = _obstacle(model_class, config)
     if obstacle:
         plain = _plain_implementation(model_class, config)
         return Attention(plain, plain, f"one document a padded row, because {obstacle}")
-    kernel, reason = _kernel(use_flash, device, dtype)
+    kernel, reason = _kernel(use_flash, gpu_capability, dtype)
     return Attention(NAME, kernel, reason)
 
 
@@ -83,14 +83,20 @@ def _plain_implementation(model_class: type[PreTrainedModel], config: Pretrained
     return "sdpa" if getattr(model_class, "_supports_sdpa", False) and not capped else "eager"
 
 
-def _kernel(use_flash: bool, device: torch.device, dtype: torch.dtype) -> tuple[str, str]:
+def gpu_capability(device: torch.device) -> tuple[int, int] | None:
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+
+
+def _kernel(
+    use_flash: bool, gpu_capability: tuple[int, int] | None, dtype: torch.dtype
+) -> tuple[str, str]:
     if not use_flash:
         return "sdpa", "use_flash_attention is false"
-    if device.type != "cuda":
+    if gpu_capability is None:
         return "sdpa", "there is no GPU"
     if dtype == torch.float32:
         return "sdpa", "flash kernels take bf16 or fp16, this run computes in 32 bits"
-    if torch.cuda.get_device_capability(device) < (8, 0):
+    if gpu_capability < (8, 0):
         return "sdpa", "flash kernels need an Ampere GPU or newer"
     if importlib.util.find_spec("flash_attn"):
         return "flash-attn", "flash-attn is installed"
@@ -155,7 +161,9 @@ def _sdpa(
     scaling: float | None,
     window: int | None,
 ) -> torch.Tensor:
-    shared_heads = query.shape[1] != key.shape[1]
+    if query.shape[1] != key.shape[1]:
+        # With `enable_gqa` in 32 bits, or with a mask, SDPA would build the whole score matrix.
+        key, value = (t.repeat_interleave(query.shape[1] // t.shape[1], 1) for t in (key, value))
     outputs = [
         scaled_dot_product_attention(
             query[:, :, start:stop],
@@ -165,7 +173,6 @@ def _sdpa(
             dropout_p=dropout,
             is_causal=not window or stop - start <= window,
             scale=scaling,
-            enable_gqa=shared_heads,
         )
         for start, stop in pairwise(batch.bounds)
     ]

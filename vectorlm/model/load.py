@@ -67,35 +67,71 @@ def read_config(folder: Path) -> PretrainedConfig:
 
 def load_model(name: str, train: TrainParameters, here: Place) -> CausalModel:
     folder = model_folder(name)
+    precision = train.effective_precision
+    _check_precision(precision, here.device)
     config = read_config(folder)
+    vocab_size = config.get_text_config().vocab_size
+    outline = make_outline(name, folder, config, train, attention.gpu_capability(here.device))
+    padding = (vocab_size, config.get_text_config().vocab_size)
+    adapters = outline.adapters
+    initial: dict[str, torch.Tensor] = {}
+    if adapters and not lora.needs_base_weights(adapters):
+        initial = lora.first_values(outline.module, train.seed)
+    model = spread(outline, train, here)
+    allocate(model.module, here.device)
+    _fill(model.module, folder, train, adapters, initial, here, padding)
+    return model
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A model whose parameters are on the meta device, and what was chosen for it."""
+
+    module: Any  # a PreTrainedModel, or a PeftModel around one
+    attention: attention.Attention
+    adapters: LoraConfig | None
+    vocab_size: int  # without padding
+
+
+def make_outline(
+    name: str,
+    folder: Path,
+    config: PretrainedConfig,
+    train: TrainParameters,
+    gpu_capability: tuple[int, int] | None,
+) -> Outline:
+    """The model with its adapters, for a GPU of this capability or for none."""
     vocab_size = config.get_text_config().vocab_size
     _check_length(config, train.max_seq_len)
     _pad_vocabulary(config, train.pad_vocab_to_multiple_of)
-    padding = (vocab_size, config.get_text_config().vocab_size)
     precision = train.effective_precision
-    _check_precision(precision, here.device)
-    adapters = (
-        lora.lora_config(train.lora_peft_config, str(name)) if train.lora_peft_config else None
-    )
+    arguments = train.lora_peft_config
+    adapters = lora.lora_config(arguments, name) if arguments else None
+    kind = _model_class(config, folder)
     choice = attention.choose(
-        _model_class(config, folder),
-        config,
-        train.use_flash_attention,
-        here.device,
-        COMPUTE_DTYPE[precision],
+        kind, config, train.use_flash_attention, gpu_capability, COMPUTE_DTYPE[precision]
     )
     attention.register(choice)
-
     dtype = COMPUTE_DTYPE[precision] if adapters else MASTER_DTYPE[precision]
     with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(
+        model: Any = AutoModelForCausalLM.from_config(
             config, dtype=dtype, attn_implementation=choice.implementation
         )
-    model.config.use_cache = False
-    model, initial = _with_adapters(model, adapters, MASTER_DTYPE[precision], train.seed)
+        model.config.use_cache = False
+        if adapters:
+            model = lora.add_adapters(model, adapters)
+    return Outline(model, choice, adapters, vocab_size)
+
+
+def spread(outline: Outline, train: TrainParameters, here: Place) -> CausalModel:
+    """The outline, cut into this rank's part; `allocate` gives it memory."""
+    model, precision = outline.module, train.effective_precision
+    if outline.adapters:
+        for param in model.parameters():
+            if param.requires_grad:
+                param.data = param.data.to(MASTER_DTYPE[precision])
     if train.use_activation_checkpointing:
         recompute_blocks(model)
-    buffers = {key: buffer.clone() for key, buffer in model.named_buffers()}
     mesh = make_mesh(
         train.sharding_strategy,
         here.world,
@@ -103,9 +139,9 @@ def load_model(name: str, train: TrainParameters, here: Place) -> CausalModel:
         here.device.type,
     )
     shard(model, mesh, train.sharding_strategy, precision)
-    _allocate(model, here.device, buffers)
-    _fill(model, folder, train, adapters, initial, here, padding)
-    return CausalModel(model, choice, vocab_size, here.device, adapters, mesh)
+    return CausalModel(
+        model, outline.attention, outline.vocab_size, here.device, outline.adapters, mesh
+    )
 
 
 def _check_length(config: PretrainedConfig, max_seq_len: int) -> None:
@@ -143,27 +179,11 @@ def _model_class(config: PretrainedConfig, folder: Path) -> type[PreTrainedModel
     return found
 
 
-def _with_adapters(
-    model: PreTrainedModel, adapters: LoraConfig | None, dtype: torch.dtype, seed: int
-) -> tuple[nn.Module, dict[str, torch.Tensor]]:
-    """The model with its adapters (trainable, in `dtype`) and their first values; without, as it
-    is.
-    """
-    if adapters is None:
-        return model, {}
-    with init_empty_weights(include_buffers=False):
-        peft_model = lora.add_adapters(model, adapters)
-    initial = {} if lora.needs_base_weights(adapters) else lora.first_values(peft_model, seed)
-    for param in peft_model.parameters():
-        if param.requires_grad:
-            param.data = param.data.to(dtype)
-    return peft_model, initial
-
-
-def _allocate(model: nn.Module, device: torch.device, buffers: dict[str, torch.Tensor]) -> None:
+def allocate(model: nn.Module, device: torch.device) -> None:
     """Give the shards memory. Buffers were computed at construction and are put back as they
     were.
     """
+    buffers = {key: buffer.clone() for key, buffer in model.named_buffers()}
     model.to_empty(device=device)
     _base(model).tie_weights()  # allocating gave each name a tensor of its own
     with torch.no_grad():

@@ -1,35 +1,16 @@
-"""Floating-point work of a token, and what GPUs can do in a second. Floor 1, used for the MFU shown
-in training.
+"""Floating-point work of a token. Floor 1, used for the MFU shown in training and for `plan`; what
+GPUs can do in a second is in `gpus`.
 """
 
 from __future__ import annotations
 
-# Dense peaks by the vendors' data sheets, TFLOP/s in bf16 (fp16 where there is no bf16); longest
-# names first.
-_PEAK_TFLOPS = (
-    ("B200", 2250.0),
-    ("H200", 989.0),
-    ("H100 PCIe", 756.0),
-    ("H100", 989.0),
-    ("A100", 312.0),
-    ("A40", 150.0),
-    ("A30", 165.0),
-    ("L40S", 362.0),
-    ("L40", 181.0),
-    ("RTX 4090", 165.0),
-    ("RTX 3090", 71.0),
-    ("V100", 125.0),
-    ("MI300", 1307.0),
-    ("MI250", 383.0),
-)
+from vectorlm.plan.gpus import find_gpu
 
 
 def peak_flops(gpu_name: str) -> float | None:
-    """Peak of one GPU in FLOP/s, or None where it is not known."""
-    for name, tflops in _PEAK_TFLOPS:
-        if name.lower() in gpu_name.lower():
-            return tflops * 1e12
-    return None
+    """Peak of one GPU in FLOP/s in half precision, or None where it is not known."""
+    gpu = find_gpu(gpu_name)
+    return gpu.half_tflops * 1e12 if gpu else None
 
 
 def train_flops_per_token(

@@ -5,7 +5,7 @@
 #   NODES=2 CPUS=8 MEM=8000 GPUS=4   what each node claims to have
 #   NS=1    1: nodes n1, n2, ... have their own hostname, /etc/hosts and process ids
 #           2: and their own network, on a bridge, which can be unplugged or slowed down
-#   DBD=0   1: with accounting (sacct, sacctmgr)
+#   DBD=0   1: with accounting (sacct, sacctmgr); ENFORCE=associations,limits,qos enforces it
 set -Eeuo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 mkdir -p "$1"
@@ -59,6 +59,7 @@ for i in $(seq 0 $((GPUS - 1))); do mknod "dev/gpu$i" c 1 $((200 + i)); done
     echo "AccountingStoragePort=$((port + 1))"
     echo "AccountingStoragePass=$DIR/run/munge.sock"
     echo "AccountingStorageTRES=gres/gpu"
+    [ -z "${ENFORCE:-}" ] || echo "AccountingStorageEnforce=$ENFORCE"
   else
     echo "AccountingStorageType=accounting_storage/none"
   fi

@@ -1,0 +1,249 @@
+"""Known truths, the verdict and its doubt, what follows from data and from Slurm, disk and host."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tiny import write_rows
+from vectorlm.config.schema import Config
+from vectorlm.plan.gpus import GIB, Gpu, find_gpu
+from vectorlm.plan.outlook import make_outlook
+
+LLAMA: dict[str, Any] = {
+    "model_type": "llama",
+    "vocab_size": 32000,
+    "max_position_embeddings": 4096,
+    "tie_word_embeddings": False,
+}
+
+
+def sizes(hidden: int, inner: int, layers: int, heads: int, kv: int) -> dict[str, Any]:
+    return LLAMA | {
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv,
+    }
+
+
+TINY_1B = sizes(2048, 5632, 22, 32, 4)
+SEVEN_B = sizes(4096, 11008, 32, 32, 32)
+THIRTEEN_B = sizes(5120, 13824, 40, 40, 40)
+
+
+@pytest.fixture(autouse=True)
+def own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+
+
+def gpu(name: str = "a100-80") -> Gpu:
+    found = find_gpu(name)
+    assert found
+    return found
+
+
+def config(folder: Path, model: dict[str, Any], rows: int = 1, **keys: Any) -> Config:
+    sections = {name: keys.pop(name) for name in ("slurm", "dataset") if name in keys}
+    (folder / "config.json").write_text(json.dumps(model), encoding="utf-8")
+    train = {"output_dir": "o", "max_seq_len": 2048} | keys
+    dataset = {"train_ds": str(folder / "absent"), "train_bs": rows}
+    return Config.model_validate(
+        {"model": str(folder), "train_parameters": train, "dataset": dataset} | sections
+    )
+
+
+def test_tinyllama_in_32_bits(tmp_path: Path) -> None:
+    keys: dict[str, Any] = {"max_seq_len": 512, "precision": "32-true"}
+    assert make_outlook(config(tmp_path, TINY_1B, 32, **keys), gpu()).fits is False
+    assert make_outlook(config(tmp_path, TINY_1B, 8, **keys), gpu()).fits is True
+    recomputed = config(tmp_path, TINY_1B, 32, use_activation_checkpointing=True, **keys)
+    assert make_outlook(recomputed, gpu()).fits is True
+
+
+@pytest.mark.parametrize("length", [512, 2048, 4096])
+def test_13b_in_pure_bf16(length: int, tmp_path: Path) -> None:
+    keys: dict[str, Any] = {"max_seq_len": length, "precision": "bf16-true"}
+    assert make_outlook(config(tmp_path, THIRTEEN_B, **keys), gpu()).fits is False
+    sgd = config(tmp_path, THIRTEEN_B, optimizer={"name": "SGD"}, **keys)
+    assert make_outlook(sgd, gpu()).fits is True
+
+
+def test_momentum_is_a_state(tmp_path: Path) -> None:
+    plain = {"name": "SGD"}
+    heavy = {"name": "SGD", "kwargs": {"momentum": 0.9}}
+    held = [
+        make_outlook(
+            config(tmp_path, THIRTEEN_B, precision="bf16-true", optimizer=optimizer), gpu()
+        )
+        for optimizer in (plain, heavy)
+    ]
+    assert held[1].breakdown["optimizer"] == held[1].breakdown["parameters"]
+    assert held[0].breakdown["optimizer"] == 0
+
+
+def test_7b_on_four_gpus_and_on_one(tmp_path: Path) -> None:
+    keys: dict[str, Any] = {
+        "max_seq_len": 4096,
+        "precision": "bf16-mixed",
+        "use_activation_checkpointing": True,
+    }
+    planned = config(tmp_path, SEVEN_B, **keys)
+    assert make_outlook(planned, gpu(), 4).fits is True
+    assert make_outlook(planned, gpu(), 1).fits is False
+
+
+@pytest.mark.parametrize(
+    ("name", "fits"), [("t4", False), ("rtx4090", True), ("a100-40", True), ("h200", True)]
+)
+def test_7b_adapters_on_one_gpu(name: str, fits: bool, tmp_path: Path) -> None:
+    keys: dict[str, Any] = {
+        "precision": "16-mixed" if name == "t4" else "bf16-mixed",
+        "use_activation_checkpointing": True,
+        "lora_peft_config": {"r": 16},
+    }
+    assert make_outlook(config(tmp_path, SEVEN_B, **keys), gpu(name)).fits is fits
+
+
+# --- the verdict ----------------------------------------------------------------------------------
+
+
+def test_an_unknown_gpu_leaves_it_open(tmp_path: Path) -> None:
+    outlook = make_outlook(config(tmp_path, TINY_1B))
+    assert outlook.fits is None
+    assert "--gpu" in outlook.why_open
+    assert outlook.capacity_bytes is outlook.seconds_per_step is outlook.hours is None
+    assert outlook.peak_bytes > 16 * outlook.parameters
+
+
+def of_size(capacity: int) -> Gpu:
+    known = gpu()
+    return Gpu("A100-80GB", capacity, 312, 19.5, known.bandwidth_bytes, known.link_bytes)
+
+
+def test_too_close_to_call_is_a_band_around_what_is_needed(tmp_path: Path) -> None:
+    planned = config(tmp_path, TINY_1B)
+    outlook = make_outlook(planned, gpu())
+    edge = outlook.needed_bytes
+    near, far = outlook.doubt_bytes // 2, outlook.doubt_bytes + 1
+    assert 0.01 * edge < outlook.doubt_bytes < 0.06 * edge
+    verdicts = [make_outlook(planned, of_size(edge + by)).fits for by in (-far, -near, near, far)]
+    assert verdicts == [False, None, None, True]
+    assert "too close to call" in make_outlook(planned, of_size(edge + near)).why_open
+
+
+def test_a_family_that_is_not_known_leaves_more_doubt(tmp_path: Path) -> None:
+    known = make_outlook(config(tmp_path, TINY_1B), gpu())
+    rough = make_outlook(config(tmp_path, TINY_1B | {"model_type": "newcomer"}), gpu())
+    assert rough.doubt_bytes > 2 * known.doubt_bytes
+    assert any("newcomer" in note for note in rough.notes)
+
+
+# --- ranks ----------------------------------------------------------------------------------------
+
+
+def test_ranks_and_gpu_as_slurm_is_asked(tmp_path: Path) -> None:
+    slurm = {"nodes": 2, "gpus_per_node": 4, "gpu_type": "a100_40gb"}
+    planned = config(tmp_path, TINY_1B, slurm=slurm)
+    hardware = make_outlook(planned).hardware
+    assert (hardware.ranks, hardware.ranks_per_node) == (8, 4)
+    assert hardware.gpu
+    assert hardware.gpu.name == "A100-40GB"
+    other = make_outlook(planned, gpu("h100"), 8).hardware
+    assert (other.ranks, other.ranks_per_node) == (16, 8)
+    alone = make_outlook(config(tmp_path, TINY_1B), gpu(), 4).hardware
+    assert (alone.ranks, alone.ranks_per_node) == (4, 4)
+
+
+# --- steps, hours, disk, host ---------------------------------------------------------------------
+
+
+def prepared(folder: Path) -> dict[str, Any]:
+    rows = [[[5] * 100], [[5] * 60, [6] * 40], [[7] * 100]] * 20
+    return {"train_ds": str(write_rows(folder / "data", rows, 128)), "train_bs": 2}
+
+
+def test_steps_and_hours_follow_the_data(tmp_path: Path) -> None:
+    planned = config(
+        tmp_path,
+        TINY_1B,
+        max_seq_len=128,
+        epochs=3,
+        gradient_accumulation_steps=2,
+        dataset=prepared(tmp_path),
+        slurm={"gpus_per_node": 2, "gpu_type": "a100", "time": "08:00:00"},
+    )
+    outlook = make_outlook(planned)
+    assert outlook.steps == 3 * 8  # 60 rows, 8 a step
+    assert outlook.tokens_per_step == 800
+    assert outlook.supervised_tokens == 60 * 100 - 80  # a document's first token is not learned
+    assert outlook.seconds_per_step
+    assert outlook.hours == pytest.approx(24 * outlook.seconds_per_step / 3600)
+    assert outlook.gpu_hours == pytest.approx(2 * outlook.hours)
+    assert outlook.requeues == 0
+    assert not outlook.notes
+    shorter = make_outlook(config(tmp_path, TINY_1B, max_seq_len=100, dataset=prepared(tmp_path)))
+    assert (
+        shorter.peak_bytes
+        == make_outlook(
+            config(tmp_path, TINY_1B, max_seq_len=128, dataset=prepared(tmp_path))
+        ).peak_bytes
+    )  # the longest row is what counts
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [({"requeue": False}, "slurm.requeue is false"), ({"max_requeues": 1}, "max_requeues is 1")],
+)
+def test_a_run_that_its_job_will_not_finish(
+    keys: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    slurm = {"gpu_type": "a100", "time": "00:08:00", "signal_lead_s": 30} | keys
+    data = prepared(tmp_path)
+    planned = config(tmp_path, TINY_1B, max_seq_len=128, epochs=500, dataset=data, slurm=slurm)
+    outlook = make_outlook(planned)
+    assert outlook.requeues
+    assert any(said in note for note in outlook.notes)
+
+
+def test_without_prepared_data(tmp_path: Path) -> None:
+    outlook = make_outlook(config(tmp_path, TINY_1B, 2), gpu(), 4)
+    assert outlook.steps is outlook.hours is outlook.requeues is None
+    assert outlook.tokens_per_step == 2 * 2048 * 4
+    assert any("is not prepared yet" in note for note in outlook.notes)
+
+
+def test_disk(tmp_path: Path) -> None:
+    """Checkpoints: parameters and states; one more than are kept while the newest is written."""
+    outlook = make_outlook(config(tmp_path, TINY_1B, use_mp=True, keep_checkpoints=3), gpu())
+    assert outlook.checkpoint_bytes == 12 * outlook.parameters
+    assert outlook.final_bytes == 8 * outlook.parameters
+    assert outlook.disk_bytes == 4 * outlook.checkpoint_bytes + outlook.final_bytes
+    without = make_outlook(config(tmp_path, TINY_1B, checkpointing_enabled=False), gpu())
+    assert without.disk_bytes == without.final_bytes
+    adapters = make_outlook(config(tmp_path, TINY_1B, lora_peft_config={"r": 8}), gpu())
+    assert adapters.disk_bytes < GIB // 10
+
+
+def test_host_memory(tmp_path: Path) -> None:
+    """The final model is gathered on the first rank; without low_cpu_mem_usage it reads it all."""
+    usual = make_outlook(config(tmp_path, TINY_1B, precision="bf16-true"), gpu(), 4)
+    whole = make_outlook(
+        config(tmp_path, TINY_1B, precision="bf16-true", low_cpu_mem_usage=False), gpu(), 4
+    )
+    assert whole.host_bytes - usual.host_bytes == 2 * usual.parameters
+    fewer = make_outlook(config(tmp_path, TINY_1B, precision="bf16-true"), gpu(), 2)
+    assert fewer.host_bytes < usual.host_bytes
+
+
+def test_evaluation_counts(tmp_path: Path) -> None:
+    data = {"train_ds": "d", "train_bs": 1, "eval_ds": "e", "eval_bs": 64}
+    outlook = make_outlook(
+        config(tmp_path, TINY_1B, use_activation_checkpointing=True, dataset=data), gpu()
+    )
+    assert outlook.moment == "evaluation"
+    assert any("eval_bs" in note for note in outlook.notes)

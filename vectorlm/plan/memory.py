@@ -1,0 +1,392 @@
+"""The peak of a rank's GPU memory, and when it comes. Floor 1, called by `outlook`.
+
+A step is followed through the moments at which memory can be highest, with FSDP2's buffers as they
+are alive then; the peak is the largest of them. docs/planner.md has the formulas.
+
+Legend: T tokens of a micro-batch, V vocabulary, P parameters of a unit (a block, or the root: all
+that is outside of blocks), N ranks that share one copy, c and m bytes of the compute and the master
+type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from vectorlm.config.schema import TrainParameters
+from vectorlm.plan.blocks import FLOAT, BlockMemory, Kernel, Tokens, block_memory
+from vectorlm.plan.gpus import Gpu
+from vectorlm.plan.links import COMPUTE_BYTES, MASTER_BYTES
+from vectorlm.plan.lora import Adapters, adapters_of
+from vectorlm.plan.optimizers import keeps
+from vectorlm.plan.shapes import ModelShape
+
+PARTS = (
+    "parameters",
+    "gradients",
+    "optimizer",
+    "activations",
+    "logits",
+    "communication",
+    "step",
+)
+
+
+@dataclass(frozen=True)
+class Moment:
+    name: str
+    parts: dict[str, int]
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(self.parts.values())
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The peak, its parts in bytes, and its moment; `moments` are all that were compared."""
+
+    peak_bytes: int
+    breakdown: dict[str, int]
+    moment: str
+    moments: tuple[Moment, ...]
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a rank is given: a micro-batch of `rows` rows of `length` tokens, and to evaluate."""
+
+    rows: int
+    length: int
+    accumulation: int = 1
+    evaluation_rows: int = 0
+
+    def tokens(self, rows: int) -> Tokens:
+        return Tokens(max(rows, 1) * self.length, self.length)
+
+
+def shard_group(train: TrainParameters, ranks: int, ranks_per_node: int) -> int:
+    """Ranks that share one copy."""
+    if train.sharding_strategy == "NO_SHARD":
+        return 1
+    if train.sharding_strategy == "HYBRID_SHARD":
+        return min(train.shard_group_size or ranks_per_node, ranks)
+    return ranks
+
+
+def choose_kernel(
+    shape: ModelShape, train: TrainParameters, gpu: Gpu | None, flash_attn: bool
+) -> tuple[Kernel, str]:
+    """How attention will run on that GPU, and why: what `model.attention` chooses there."""
+    if shape.scores_capped:
+        return "eager", "its scores are capped, so all of them are computed"
+    if not shape.packs:
+        wide = COMPUTE_BYTES[train.effective_precision] == FLOAT
+        grouped = shape.kv_heads < shape.heads and (wide or not (gpu is None or gpu.has_bf16))
+        if shape.alibi or shape.kv_heads == 1 or grouped:
+            return "math", "torch has no kernel for this attention that does without all scores"
+        return "plain", "its attention cannot be replaced: SDPA, one document a padded row"
+    if not train.use_flash_attention:
+        return "sdpa", "use_flash_attention is false"
+    if COMPUTE_BYTES[train.effective_precision] == FLOAT:
+        return "sdpa", "flash kernels take bf16 or fp16, this run computes in 32 bits"
+    if gpu is not None and not gpu.has_bf16:
+        return "sdpa", "flash kernels need an Ampere GPU or newer"
+    if flash_attn:
+        return "flash", "flash-attn"
+    if shape.drops_scores:
+        return "sdpa", "torch's variable-length kernel has no dropout"
+    return "varlen", "torch's variable-length kernel"
+
+
+def peak(
+    shape: ModelShape,
+    train: TrainParameters,
+    load: Load,
+    ranks: int,
+    ranks_per_node: int,
+    kernel: Kernel,
+) -> Memory:
+    step = _Step(shape, train, load, shard_group(train, ranks, ranks_per_node), kernel)
+    moments = tuple(step.moments())
+    worst = max(moments, key=lambda moment: moment.total_bytes)
+    breakdown = {name: worst.parts.get(name, 0) for name in PARTS}
+    return Memory(worst.total_bytes, breakdown, worst.name, moments)
+
+
+class _Step:
+    def __init__(
+        self, shape: ModelShape, train: TrainParameters, load: Load, group: int, kernel: Kernel
+    ) -> None:
+        self.real = shape
+        self.shape = shape.padded(train.pad_vocab_to_multiple_of)
+        self.train, self.load, self.group, self.kernel = train, load, group, kernel
+        self.adapters = adapters_of(train.lora_peft_config, self.shape)
+        self.c = COMPUTE_BYTES[train.effective_precision]
+        self.m = MASTER_BYTES[train.effective_precision]
+        self.tokens = load.tokens(load.rows)
+        self.reshards = train.sharding_strategy in ("FULL_SHARD", "HYBRID_SHARD")
+        self.replicas = train.sharding_strategy in ("HYBRID_SHARD", "NO_SHARD")
+        self.recomputes = train.use_activation_checkpointing
+        self.block = self._block(first=False)
+        self.first = self._block(first=True) if self.adapters else self.block
+        self._count()
+
+    def _block(self, first: bool) -> BlockMemory:
+        return block_memory(self.shape, self.tokens, self.c, self.kernel, self.adapters, first)
+
+    def _count(self) -> None:
+        """Numbers of parameters: of a block and of the root, all and trained."""
+        shape, layers = self.shape, self.shape.layers
+        self.block_all = (shape.parameters - shape.root_parameters) // layers
+        self.root_held = shape.root_parameters
+        # Tied matrices are one on a rank, and two when they are gathered.
+        self.root_gathered = self.root_held + shape.tied * shape.embedding_parameters
+        self.block_trained, self.root_trained = self.block_all, self.root_gathered
+        if self.adapters:
+            self.block_trained = self.adapters.block_parameters(shape)
+            self.root_trained = self.adapters.root_parameters(shape)
+            self.block_all += self.block_trained
+            self.root_held += self.root_trained
+            self.root_gathered += self.root_trained
+        held = layers * self.block_all + self.root_held
+        root = self.root_trained if self.adapters else self.root_held
+        self.trained = layers * self.block_trained + root
+        self.frozen = held - self.trained
+
+    # --- what is there all the time ---------------------------------------------------------------
+
+    def held(self, gradients: int) -> dict[str, int]:
+        own = self.trained * self.m // self.group
+        frozen = self.frozen * self.c // self.group
+        states = keeps(self.train.optimizer).states
+        return {
+            "parameters": own + frozen,
+            "gradients": gradients,
+            "optimizer": int(own * states),
+        }
+
+    def gradients(self, blocks: int) -> int:
+        """Sharded gradients once that many blocks are done. With several micro-batches all are
+        there from the second one on."""
+        reduced = blocks * self.block_trained
+        every = min(reduced, self.trained)
+        if self.load.accumulation > 1:  # copies add up tied matrices apart from each other
+            root = self.root_trained * self.replicas
+            every = max(self.trained, self.shape.layers * self.block_trained + root)
+        kept = FLOAT if self.replicas and self.load.accumulation > 1 else self.m
+        total = every * kept // self.group
+        if self.replicas and self.m < FLOAT:  # what copies add up in 32 bits stays to the end
+            total += (reduced if kept < FLOAT else 0) * FLOAT // self.group
+        return total
+
+    # --- activations ------------------------------------------------------------------------------
+
+    def kept(self, blocks: int) -> int:
+        """Kept of the first `blocks` blocks."""
+        if blocks == 0:
+            return 0
+        if self.recomputes:
+            return blocks * self.block.input_bytes
+        return self.first.kept_bytes + (blocks - 1) * self.block.kept_bytes
+
+    @property
+    def constant(self) -> int:
+        """Of the batch itself: ids, targets, positions; cos and sin, which all blocks share."""
+        turns = 2 * self.shape.head_dim * self.c if self.shape.family.rotary else 0
+        return self.tokens.count * (3 * 8 + turns)
+
+    @property
+    def last_norm(self) -> int:
+        """Kept by the last norm, and the head's input."""
+        size = self.tokens.count * self.shape.hidden
+        if self.shape.family.norm in ("layer", "bare"):
+            return size * self.c * (2 if self.adapters is None else 1)
+        wide = size * FLOAT
+        if self.adapters:
+            return wide
+        weighted = size * (self.c if self.shape.family.norm == "rms" else FLOAT)
+        return wide + weighted + size * self.c
+
+    # --- buffers of the shards --------------------------------------------------------------------
+
+    @property
+    def block_gathered(self) -> int:
+        return self.block_all * self.c
+
+    @property
+    def coming(self) -> int:
+        """The next block's parameters on their way, where there is anyone to send them."""
+        return self.block_gathered if self.group > 1 and self.reshards else 0
+
+    def stays(self, blocks: int) -> int:
+        """Parameters of blocks that stay gathered between forward and backward."""
+        return 0 if self.reshards else blocks * self.block_gathered
+
+    @property
+    def root_bytes(self) -> int:
+        return self.root_gathered * self.c
+
+    @property
+    def head_gradient(self) -> int:
+        size = self.shape.embedding_parameters * self.c
+        return size if self.adapters is None or self.adapters.root_parameters(self.shape) else 0
+
+    def reduced(self, trained: int) -> int:
+        """Gradients as they are reduced: all of them in 32 bits, beside what they are copied from
+        or, when that is gone, what becomes of them."""
+        cast = self.m if self.m < FLOAT else 0
+        return trained * FLOAT + max(trained * self.c, trained * (FLOAT + cast) // self.group)
+
+    # --- moments ----------------------------------------------------------------------------------
+
+    def moments(self) -> Iterator[Moment]:
+        yield self._beginning()
+        yield from self._loss()
+        yield from self._head()
+        for k in reversed(range(self.shape.layers)):
+            yield from self._blocks(k)
+        yield from self._end()
+        if self.load.evaluation_rows:
+            yield self._evaluation()
+
+    def _moment(self, name: str, gradients: int, **parts: int) -> Moment:
+        return Moment(name, self.held(gradients) | parts)
+
+    def _beginning(self) -> Moment:
+        """The root's parameters twice, as they came and as they are used; the first block comes."""
+        arrived = self.root_bytes if self.group > 1 else 0
+        first = self.block_gathered if self.group > 1 else 0
+        return self._moment(
+            "beginning of the forward pass",
+            self.gradients(0),
+            activations=self.constant + self.tokens.count * self.shape.hidden * self.c,
+            logits=0,
+            communication=self.root_bytes + self.block_gathered + max(arrived, first),
+        )
+
+    def _loss(self) -> Iterator[Moment]:
+        count, real = self.tokens.count, self.real.vocab_size
+        logits = count * self.shape.vocab_size * self.c
+        wide = count * real * FLOAT
+        layers = self.shape.layers
+        activations = self.kept(layers) + self.last_norm + self.constant
+        capped = 2 * logits if self.shape.logits_capped else 0
+        stays = self.stays(layers)
+        yield self._moment(
+            "end of the forward pass",
+            self.gradients(0),
+            activations=activations,
+            logits=logits + capped,
+            communication=stays + self.root_bytes + self.coming,
+        )
+        held = stays and stays + self.root_bytes
+        copy = 0 if self.c == FLOAT else wide
+        yield self._moment(
+            "in the loss",
+            self.gradients(0),
+            activations=activations,
+            logits=logits + copy + wide + capped // 2,
+            communication=held,
+        )
+        yield self._moment(
+            "backward of the loss",
+            self.gradients(0),
+            activations=activations,
+            logits=3 * wide + capped // 2,
+            communication=held,
+        )
+
+    def _head(self) -> Iterator[Moment]:
+        layers = self.shape.layers
+        logits = self.tokens.count * self.shape.vocab_size * self.c
+        capped = 2 * logits if self.shape.logits_capped else 0
+        activations = self.kept(layers) + self.last_norm + self.constant
+        arriving = self.root_bytes if self.group > 1 and self.reshards else 0
+        yield self._moment(
+            "gathering the head",
+            self.gradients(0),
+            activations=activations,
+            logits=logits + capped,
+            communication=self.stays(layers) + self.root_bytes + arriving,
+        )
+        back = self.tokens.count * self.shape.hidden * self.c
+        yield self._moment(
+            "backward of the head",
+            self.gradients(0),
+            activations=activations + back,
+            logits=logits,
+            communication=self.stays(layers) + self.root_bytes + self.coming + self.head_gradient,
+        )
+
+    def _blocks(self, k: int) -> Iterator[Moment]:
+        """Backward of block k (from 0); the blocks after it are done."""
+        layers = self.shape.layers
+        block = self.first if k == 0 else self.block
+        kept = self.kept(k + 1)
+        if self.recomputes:
+            again = block.kept_bytes - (block.input_bytes if block.keeps_input else 0)
+            kept += again
+        coming = self.coming if k else 0
+        gradient = self.block_trained * self.c
+        reducing = self.block_trained * FLOAT if k < layers - 1 else 0
+        here = self.stays(k) + self.root_bytes + self.head_gradient
+        yield self._moment(
+            f"backward of block {k + 1}",
+            self.gradients(layers - 1 - k),
+            activations=kept + block.backward_bytes + self.constant,
+            logits=0,
+            communication=here + self.block_gathered + coming + gradient + reducing,
+        )
+        yield self._moment(
+            f"reducing the gradients of block {k + 1}",
+            self.gradients(layers - 1 - k),
+            activations=self.kept(k) + block.input_bytes + self.constant,
+            logits=0,
+            communication=here + coming + self.reduced(self.block_trained),
+        )
+
+    def _end(self) -> Iterator[Moment]:
+        layers = self.shape.layers
+        trained = self.root_trained
+        waiting = self.block_trained * FLOAT
+        yield self._moment(
+            "backward of the embedding",
+            self.gradients(layers),
+            activations=self.tokens.count * self.shape.hidden * self.c + self.constant,
+            logits=0,
+            communication=self.root_bytes + trained * self.c + waiting,
+        )
+        yield self._moment(
+            "reducing the gradients of the root",
+            self.gradients(layers),
+            activations=self.constant,
+            logits=0,
+            communication=self.reduced(trained),
+        )
+        own = self.trained * self.m // self.group
+        yield self._moment(
+            "the optimizer's step",
+            own,
+            activations=0,
+            logits=0,
+            step=int(own * keeps(self.train.optimizer).temporaries),
+        )
+
+    def _evaluation(self) -> Moment:
+        """Without gradients: no activations are kept, but a batch may be larger."""
+        count = self.load.tokens(self.load.evaluation_rows).count
+        logits = count * self.shape.vocab_size * self.c
+        copy = 0 if self.c == FLOAT else count * self.real.vocab_size * FLOAT
+        stays = self.stays(self.shape.layers)
+        return self._moment(
+            "evaluation",
+            0,
+            activations=count * self.shape.hidden * (self.c + FLOAT),
+            logits=logits + copy + count * self.real.vocab_size * FLOAT,
+            communication=stays and stays + self.root_bytes,
+        )
+
+
+def trained_parameters(shape: ModelShape, adapters: Adapters | None) -> int:
+    return shape.parameters if adapters is None else adapters.parameters(shape)

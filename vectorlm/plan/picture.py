@@ -1,0 +1,275 @@
+"""An Outlook for people: a verdict, a bar of memory, tables. Floor 1, called by `plan_door`.
+
+80 columns suffice; without a terminal there are neither colours nor anything but ASCII.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from vectorlm.plan.changes import Change
+from vectorlm.plan.gpus import GIB
+from vectorlm.plan.outlook import Outlook
+from vectorlm.plan.simulated import Simulated
+
+BAR = 60
+MARGIN, FREE = "margin", "free"
+# Each part's letter, where there are no colours, and its colour.
+_LOOKS = {
+    "parameters": ("P", "blue"),
+    "gradients": ("G", "cyan"),
+    "optimizer": ("O", "magenta"),
+    "activations": ("A", "yellow"),
+    "logits": ("L", "red"),
+    "communication": ("C", "green"),
+    "step": ("S", "bright_black"),
+    MARGIN: ("m", "white"),
+    FREE: (".", "bright_black"),
+}
+_WORDS = {
+    "step": "the optimizer's temporaries",
+    "logits": "logits and loss",
+    "communication": "gathered weights, gradients on their way",
+    MARGIN: "CUDA, libraries, lost between blocks",
+}
+
+
+def show(outlook: Outlook, console: Console) -> None:
+    console.print(_title(outlook))
+    console.print(_verdict(outlook))
+    console.print()
+    _memory(outlook, console)
+    console.print()
+    console.print(_facts(outlook))
+    for note in outlook.notes:
+        console.print(Text(f"note: {note}"), soft_wrap=True)
+
+
+def show_changes(changes: Sequence[Change], console: Console) -> None:
+    if not changes:
+        console.print("No single change that is known here makes it fit.")
+        return
+    table = _table("#", "change", "GiB a GPU", "time a step", "fits")
+    for number, change in enumerate(changes, 1):
+        table.add_row(
+            str(number),
+            change.title,
+            f"{gib(change.outlook.needed_bytes):.1f}",
+            _share(change.slower),
+            _answer(change.fits),
+        )
+    console.print(table)
+    for number, change in enumerate(changes, 1):
+        console.print(Text(f"{number}  {change.words}"), soft_wrap=True)
+    console.print("--apply N writes one into the file.")
+
+
+def show_comparison(rows: Sequence[tuple[str, Outlook]], console: Console) -> None:
+    table = _table("strategy", "GiB a GPU", "s a step", "tokens a s", "fits")
+    for name, outlook in rows:
+        seconds = outlook.seconds_per_step
+        rate = f"{outlook.tokens_per_step / seconds:,.0f}" if seconds else "?"
+        table.add_row(
+            name,
+            f"{gib(outlook.needed_bytes):.1f}",
+            f"{seconds:.2f}" if seconds else "?",
+            rate,
+            _answer(outlook.fits),
+        )
+    console.print(table)
+
+
+def to_json(outlook: Outlook, **more: Any) -> str:
+    hardware = outlook.hardware
+    values = {
+        "fits": outlook.fits,
+        "why_open": outlook.why_open,
+        "peak_gib": gib(outlook.peak_bytes),
+        "breakdown_gib": {name: gib(size) for name, size in outlook.breakdown.items()},
+        "moment": outlook.moment,
+        "margin_gib": gib(outlook.margin_bytes),
+        "doubt_gib": gib(outlook.doubt_bytes),
+        "capacity_gib": None if outlook.capacity_bytes is None else gib(outlook.capacity_bytes),
+        "gpu": hardware.gpu.name if hardware.gpu else None,
+        "ranks": hardware.ranks,
+        "ranks_per_node": hardware.ranks_per_node,
+        "micro_batch": outlook.micro_batch,
+        "attention": outlook.kernel,
+        "parameters": outlook.parameters,
+        "trained_parameters": outlook.trained_parameters,
+        "host_gib": gib(outlook.host_bytes),
+        "disk_gib": gib(outlook.disk_bytes),
+        "checkpoint_gib": gib(outlook.checkpoint_bytes),
+        "final_model_gib": gib(outlook.final_bytes),
+        "data_gib": gib(outlook.data_bytes),
+        "tokens_per_step": outlook.tokens_per_step,
+        "supervised_tokens": outlook.supervised_tokens,
+        "steps": outlook.steps,
+        "time_s": dataclasses.asdict(outlook.time) if outlook.time else None,
+        "seconds_per_step": outlook.seconds_per_step,
+        "hours": outlook.hours,
+        "requeues": outlook.requeues,
+        "gpu_hours": outlook.gpu_hours,
+        "notes": list(outlook.notes),
+    }
+    return json.dumps(values | more, indent=1)
+
+
+def show_simulated(outlook: Outlook, simulated: Simulated, console: Console) -> None:
+    found, planned = gib(simulated.peak_bytes), gib(outlook.peak_bytes)
+    console.print(
+        f"simulated: {found:.2f} GiB, in the {simulated.moment}; the formulas above say "
+        f"{planned:.2f} GiB ({planned / found - 1:+.1%})",
+        soft_wrap=True,
+    )
+
+
+def simulated_values(simulated: Simulated) -> dict[str, Any]:
+    return {
+        "peak_gib": gib(simulated.peak_bytes),
+        "breakdown_gib": {name: gib(size) for name, size in simulated.breakdown.items()},
+        "moment": simulated.moment,
+    }
+
+
+def change_values(change: Change) -> dict[str, Any]:
+    return {
+        "title": change.title,
+        "patch": change.patch,
+        "peak_gib": gib(change.outlook.peak_bytes),
+        "seconds_per_step": change.outlook.seconds_per_step,
+        "fits": change.fits,
+    }
+
+
+def gib(size_bytes: float) -> float:
+    return round(size_bytes / GIB, 3)
+
+
+# --- parts of the picture -------------------------------------------------------------------------
+
+
+def _title(outlook: Outlook) -> Text:
+    hardware = outlook.hardware
+    name = hardware.gpu.name if hardware.gpu else "GPU"
+    nodes = hardware.ranks // hardware.ranks_per_node
+    where = f"{hardware.ranks_per_node} x {name}" + (f" on each of {nodes} nodes" * (nodes > 1))
+    trained = ""
+    if outlook.trained_parameters != outlook.parameters:
+        trained = f", {outlook.trained_parameters:,} trained"
+    return Text(f"{outlook.parameters:,} parameters{trained}; {where}")
+
+
+def _verdict(outlook: Outlook) -> Text:
+    needed = gib(outlook.needed_bytes)
+    if outlook.capacity_bytes is None:
+        return Text(f"Needs {needed:.1f} GiB a GPU; {outlook.why_open}")
+    have = f"{needed:.1f} of {gib(outlook.capacity_bytes):.1f} GiB a GPU"
+    if outlook.fits is None:
+        return Text(f"TOO CLOSE TO CALL: {have}; {outlook.why_open}", style="bold yellow")
+    if outlook.fits:
+        return Text(f"FITS: {have}", style="bold green")
+    return Text(f"DOES NOT FIT: {have}", style="bold red")
+
+
+def _memory(outlook: Outlook, console: Console) -> None:
+    parts = {name: size for name, size in outlook.breakdown.items() if size}
+    parts[MARGIN] = outlook.margin_bytes
+    room = outlook.capacity_bytes
+    whole = max(room or 0, outlook.needed_bytes)
+    if room and room > outlook.needed_bytes:
+        parts[FREE] = room - outlook.needed_bytes
+    console.print(bar(parts, whole, room, console.is_terminal))
+    table = Table(box=None, show_header=False, padding=(0, 1))
+    for name, size in parts.items():
+        sign = _sign(name, console.is_terminal)
+        table.add_row(sign, _WORDS.get(name, name), Text(f"{gib(size):8.2f} GiB"))
+    console.print(table)
+    console.print(Text(f"peak: {outlook.moment}; attention {outlook.kernel}"), soft_wrap=True)
+
+
+def bar(parts: dict[str, int], whole: int, room: int | None, colours: bool) -> Text:
+    """The parts in proportion; `|` is where the GPU's memory ends, if they go beyond it."""
+    text, before = Text("["), 0
+    end = round(BAR * room / whole) if room and room < whole else None
+    for name, size in parts.items():
+        after = before + size
+        for cell in range(round(BAR * before / whole), round(BAR * after / whole)):
+            if cell == end:
+                text.append("|")
+            text.append(_sign(name, colours))
+        before = after
+    return text.append("]")
+
+
+def _sign(name: str, colours: bool) -> Text:
+    letter, colour = _LOOKS[name]
+    return Text("█", style=colour) if colours else Text(letter)
+
+
+def _facts(outlook: Outlook) -> Table:
+    table = Table(box=None, show_header=False, padding=(0, 1))
+    known = outlook.seconds_per_step is not None
+    rows = [
+        ("a step", f"{outlook.tokens_per_step:,} tokens" + _seconds(outlook)),
+        ("steps", f"{outlook.steps:,}" if outlook.steps else ""),
+        (
+            "learned a pass",
+            f"{outlook.supervised_tokens:,} tokens" if outlook.supervised_tokens else "",
+        ),
+        ("in all", _hours(outlook) if outlook.hours is not None and known else ""),
+        (
+            "disk",
+            f"{_gib(outlook.disk_bytes)}, of that a checkpoint "
+            f"{_gib(outlook.checkpoint_bytes)}, final model {_gib(outlook.final_bytes)}",
+        ),
+        ("host memory", f"{_gib(outlook.host_bytes)} on the first node"),
+    ]
+    for name, value in rows:
+        if value:
+            table.add_row(name, value)
+    return table
+
+
+def _seconds(outlook: Outlook) -> str:
+    if outlook.time is None:
+        return ""
+    time = outlook.time
+    parts = [f"{time.compute_s:.2f} computing"]
+    if time.links_s:
+        parts.append(f"{time.waits_s:.2f} waiting for links")
+    return f" in {time.total_s:.2f} s ({', '.join(parts)}, {time.update_s:.2f} updating)"
+
+
+def _hours(outlook: Outlook) -> str:
+    again = f", {outlook.requeues} requeues" if outlook.requeues else ""
+    return f"{outlook.hours:,.1f} hours{again}, {outlook.gpu_hours:,.1f} GPU hours"
+
+
+def _gib(size_bytes: int) -> str:
+    return f"{size_bytes / GIB:,.1f} GiB"
+
+
+def _share(slower: float | None) -> str:
+    if slower is None:
+        return "?"
+    return "as now" if abs(slower - 1) < 0.005 else f"x {slower:.2f}"
+
+
+def _answer(fits: bool | None) -> str:
+    return "?" if fits is None else "yes" if fits else "no"
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, padding=(0, 1))
+    for column in columns:
+        texts = ("#", "change", "strategy")
+        table.add_column(column, justify="left" if column in texts else "right")
+    return table
