@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from importlinter.cli import lint_imports
 
+from tests.check.project import Project
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "vectorlm"
 SOURCES = sorted([*PACKAGE.rglob("*.py"), *ROOT.glob("*.py"), *(ROOT / "examples").glob("*.py")])
@@ -58,9 +60,10 @@ def test_lower_floors_start_without_heavy_libraries() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_check_runs_without_heavy_libraries() -> None:
+def test_check_runs_without_heavy_libraries(tmp_path: Path) -> None:
+    path = str(Project(tmp_path).write())
     done = run_without_heavy_libraries(
-        "from vectorlm.cli import main\nsys.exit(main(['check', '--config', 'configs/demo.yaml']))"
+        f"from vectorlm.cli import main\nsys.exit(main(['check', '--config', {path!r}]))"
     )
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -1,0 +1,259 @@
+"""Prepared data that is missing, damaged or made for something else; sources that do not read."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.check.project import Project, says, write_tokenizer
+from vectorlm.check.data_folder import look
+from vectorlm.source_files import contents_sha256
+
+Spoil = Callable[[Project], object]
+
+
+def manifest(project: Project, **changes: Any) -> None:
+    path = project.data / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def arrow(project: Project) -> Any:
+    return next(project.data.glob("*.arrow"))
+
+
+def preprocess(project: Project, **options: Any) -> None:
+    paths = {"load_path": str(project.raw), "save_path": str(project.data)}
+    project.config["dataset_preprocess"] = {**paths, **options}
+
+
+def unprepared(project: Project, **options: Any) -> None:
+    for path in project.data.iterdir():
+        path.unlink()
+    project.data.rmdir()
+    preprocess(project, **options)
+
+
+def test_sound_data(project: Project) -> None:
+    assert project.find(look) == []
+
+
+SPOILED: dict[str, tuple[Spoil, str, str]] = {
+    "nowhere": (
+        lambda p: p.config.update(dataset={"train_ds": "nowhere"}),
+        "train_ds: there is no prepared data in nowhere",
+        "dataset_preprocess",
+    ),
+    "raw data": (
+        lambda p: p.config.update(dataset={"train_ds": str(p.raw)}),
+        "is a file",
+        "prepare",
+    ),
+    "no manifest": (
+        lambda p: (p.data / "manifest.json").unlink(),
+        "no manifest.json",
+        "vectorlm preprocess",
+    ),
+    "cut manifest": (
+        lambda p: (p.data / "manifest.json").write_text('{"format": 1'),
+        "manifest.json: cannot be read",
+        "[Pp]repare it anew",
+    ),
+    "newer": (lambda p: manifest(p, format=9), "format 9 by a newer", "Update VectorLM"),
+    "rows that are gone": (
+        lambda p: manifest(p, rows=65),
+        "holds 64 rows, and its manifest says 65",
+        "anew",
+    ),
+    "no rows": (lambda p: manifest(p, rows=0), "holds no rows", "source"),
+    "nothing learned": (
+        lambda p: manifest(p, supervised_tokens=0),
+        "no token that is learned",
+        "separator",
+    ),
+    "a file is gone": (lambda p: arrow(p).unlink(), "data-00000.*arrow cannot be read", "anew"),
+    "a file is cut": (
+        lambda p: arrow(p).write_bytes(arrow(p).read_bytes()[:2000]),
+        "data-00000.*arrow cannot be read|rows",
+        "anew",
+    ),
+    "no state": (lambda p: (p.data / "state.json").unlink(), "state.json cannot be read", "anew"),
+    "another length": (
+        lambda p: p.train.update(max_seq_len=16),
+        "prepared with max_seq_len 8, .* says 16",
+        "set it to 8",
+    ),
+    "another label": (
+        lambda p: p.config["dataset"].update(ignore_index=-1),
+        "prepared with ignore_index -100, .* says -1",
+        "set it to -100",
+    ),
+    "unknown tokens": (lambda p: manifest(p, max_token_id=320), "token 320, .* of 320", "resize"),
+    "another tokenizer": (
+        lambda p: write_tokenizer(p.model, 300),
+        "another tokenizer",
+        "vectorlm preprocess",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SPOILED)
+def test_spoiled_data(name: str, project: Project) -> None:
+    spoil, text, cure = SPOILED[name]
+    spoil(project)
+    assert says(project.one(look), text, cure)
+
+
+def test_evaluation_data_is_looked_at_too(project: Project) -> None:
+    project.config["dataset"]["eval_ds"] = "nowhere"
+    assert says(project.one(look), "eval_ds: .* nowhere", "dataset_preprocess")
+
+
+def test_evaluation_on_what_is_learned(project: Project) -> None:
+    project.config["dataset"]["eval_ds"] = f"{project.data}/"
+    assert says(project.one(look, "warning"), "eval_ds: is the training data", "other data")
+
+
+def test_of_other_bytes_of_a_large_tokenizer_nothing_is_sure(project: Project) -> None:
+    manifest(project, tokenizer_file_sha256="bytes:00")
+    assert says(project.one(look, "warning"), "another tokenizer", "preprocess")
+
+
+def test_data_of_an_older_version_has_no_digest(project: Project) -> None:
+    project.prepare(tokenizer_file_sha256=None)
+    write_tokenizer(project.model, 300)
+    assert project.find(look) == []
+
+
+def test_few_rows_for_many_ranks(project: Project) -> None:
+    project.slurm(nodes=2, processes_per_node=40)
+    found = project.one(look, "warning")
+    assert says(found, "64 rows for 80 ranks", "fewer GPUs")
+    project.slurm(nodes=1, processes_per_node=8)
+    project.train["gradient_accumulation_steps"] = 9
+    assert says(project.one(look, "warning"), "72 rows .*64 in all: .* single step", "lower")
+    project.train["gradient_accumulation_steps"] = 8
+    assert project.find(look) == []
+
+
+def test_a_job_needs_data(project: Project) -> None:
+    del project.config["dataset"]
+    assert project.find(look) == []  # preprocessing alone needs none
+    project.slurm()
+    assert says(project.one(look), "dataset: the section is missing", "train_ds")
+
+
+# --- what dataset_preprocess says now -------------------------------------------------------------
+
+
+def test_data_made_with_other_options(project: Project) -> None:
+    made = {"packing_type": "full", "separator": None, "add_bos_eos_tokens": True}
+    project.prepare(options=made, source_sha256=contents_sha256(project.folder, [project.raw]))
+    preprocess(project, packing_type="full")
+    assert project.find(look) == []
+    preprocess(project, packing_type="truncate", separator="##")
+    text = "packing_type was 'full' and is 'truncate'; separator was None and is '##'"
+    assert says(project.one(look, "warning"), text, "vectorlm preprocess")
+
+
+def test_a_source_that_has_changed(project: Project) -> None:
+    sha256 = contents_sha256(project.folder, [project.raw])
+    project.prepare(options={"packing_type": "none"}, source_sha256=sha256)
+    preprocess(project)
+    os.utime(project.raw)
+    assert project.find(look) == [], "touched, and still the same"
+    project.raw.write_text('{"text": "new"}\n')
+    later = (project.data / "manifest.json").stat().st_mtime + 1
+    os.utime(project.raw, (later, later))
+    assert says(project.one(look, "warning"), "source has changed .*raw.jsonl", "preprocess")
+
+
+def test_what_a_job_prepares_is_not_told_to_be_prepared(project: Project) -> None:
+    preprocess(project)
+    project.train["max_seq_len"] = 16
+    assert says(project.one(look), "max_seq_len", "prepare")
+    assert project.find(look, prepares=True) == []
+    project.raw.unlink()
+    assert says(project.find(look, prepares=True)[0], "load_path: there is no file", "mend")
+
+
+# --- sources --------------------------------------------------------------------------------------
+
+
+def test_data_that_can_be_prepared(project: Project) -> None:
+    unprepared(project)
+    found = project.one(look, "warning")
+    assert says(found, "is not prepared yet", "vectorlm preprocess --config")
+
+
+SOURCES: dict[str, tuple[Spoil, str, str]] = {
+    "gone": (lambda p: unprepared(p, load_path="gone.jsonl"), "load_path: .*gone.jsonl", "mend"),
+    "another field": (
+        lambda p: unprepared(p, data_field="body"),
+        "data_field: .* no field 'body'; its fields: text",
+        "set data_field to one of text",
+    ),
+    "a broken row": (
+        lambda p: (unprepared(p), p.raw.write_text('{"text": "no end\n{"text": "x"}\n')),
+        "its first row is broken JSON",
+        "skip_bad_rows",
+    ),
+    "no object": (
+        lambda p: (unprepared(p), p.raw.write_text('["text"]\n["text"]\n')),
+        "its first row is no JSON object but a list",
+        "skip_bad_rows",
+    ),
+    "no parquet": (
+        lambda p: (
+            (p.folder / "x.parquet").write_text("x"),
+            unprepared(p, load_path=str(p.folder / "x.parquet")),
+        ),
+        "x.parquet: cannot be read",
+        "whole",
+    ),
+    "something else there": (
+        lambda p: (unprepared(p), p.data.mkdir(), (p.data / "thesis.tex").write_text("x")),
+        "save_path: .* no prepared data of ours",
+        "another save_path",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_source_that_does_not_read(name: str, project: Project) -> None:
+    spoil, text, cure = SOURCES[name]
+    spoil(project)
+    errors = [finding for finding in project.find(look) if finding.where != "dataset.train_ds"]
+    assert len(errors) == 1
+    assert says(errors[0], text, cure)
+
+
+def test_a_dataset_of_the_hub(project: Project) -> None:
+    unprepared(project, load_path="some/texts")
+    found = project.find(look)
+    assert {finding.severity for finding in found} == {"warning"}  # fetched when it is prepared
+    project.environ["HF_HUB_OFFLINE"] = "1"
+    first = next(finding for finding in project.find(look) if finding.severity == "error")
+    assert says(first, "some/texts", "vectorlm prefetch")
+    folder = project.folder / "home/.cache/huggingface/datasets/some___texts"
+    folder.mkdir(parents=True)
+    assert len(project.find(look)) == 1
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl.gz"])
+def test_other_kinds_of_sources(project: Project, ending: str) -> None:
+    import gzip
+
+    path = project.folder / f"more.{ending}"
+    if ending == "csv":
+        path.write_text("title,text\na,b\n")
+    else:
+        path.write_bytes(gzip.compress(b'{"title": "a", "text": "b"}\n'))
+    unprepared(project, load_path=str(path))
+    assert len(project.find(look)) == 1
+    preprocess(project, load_path=str(path), data_field="body")
+    errors = [finding for finding in project.find(look) if finding.severity == "error"]
+    assert says(errors[0], "its fields: title, text", "title, text")

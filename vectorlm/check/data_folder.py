@@ -1,0 +1,247 @@
+"""Is the prepared data there, whole, and made for this run? Where it is not prepared yet: can it
+be? Floor 1, called by `everything`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from vectorlm.check.finding import Finding, Surroundings, error, warning
+from vectorlm.check.model_files import Broken
+from vectorlm.check.raw_data import changed_since, look_at_sources, sources
+from vectorlm.errors import DataError
+from vectorlm.manifest import MANIFEST_NAME, Manifest, read_manifest
+from vectorlm.tokenizer_files import BY_CONTENT
+
+
+def look(here: Surroundings) -> Iterator[Finding]:
+    data, prepare = here.config.dataset, here.config.dataset_preprocess
+    made = {source.save_path for source in sources(prepare)} if prepare else set()
+    absent = False
+    for key, path in _folders(here):
+        absent = absent or not _is_prepared(path)
+        if not (here.prepares and any(_same(path, other) for other in made)):
+            yield from _folder(here, key, path)
+    if data and data.eval_ds is not None and _same(data.eval_ds, data.train_ds):
+        yield warning(
+            "dataset.eval_ds",
+            "is the training data, so the evaluation loss says nothing about new text",
+            "give other data, or leave eval_ds out",
+        )
+    if prepare is not None and (data is None or absent or here.prepares):
+        yield from look_at_sources(here, prepare)
+    if data is None and here.config.slurm is not None:
+        text = "the section is missing, and the job that slurm describes trains"
+        yield error("dataset", text, "give dataset, with at least train_ds")
+
+
+def _folders(here: Surroundings) -> Iterator[tuple[str, str]]:
+    data = here.config.dataset
+    if data is not None:
+        yield "dataset.train_ds", data.train_ds
+        if data.eval_ds is not None:
+            yield "dataset.eval_ds", data.eval_ds
+
+
+def _is_prepared(path: str) -> bool:
+    return (Path(os.path.expanduser(path)) / MANIFEST_NAME).exists()
+
+
+def _same(one: str, other: str) -> bool:
+    return os.path.realpath(one) == os.path.realpath(other)
+
+
+# --- a folder -------------------------------------------------------------------------------------
+
+
+def _folder(here: Surroundings, key: str, path: str) -> Iterator[Finding]:
+    folder = Path(path)
+    if not _is_prepared(path):
+        yield _not_prepared(here, key, folder)
+        return
+    cure = f"delete {path} and prepare it anew: {_prepare(here)}"
+    try:
+        manifest = read_manifest(folder)
+    except DataError as problem:
+        text, _, more = str(problem).partition("\n")
+        yield error(key, text, more or cure)
+        return
+    yield from _rows(key, folder, manifest, cure)
+    yield from _made_for(here, key, manifest)
+    yield from _other_options(here, key, path, manifest)
+    if key == "dataset.train_ds":
+        yield from _enough(here, manifest)
+
+
+def _prepare(here: Surroundings) -> str:
+    return here.command("preprocess")
+
+
+def _not_prepared(here: Surroundings, key: str, folder: Path) -> Finding:
+    prepare = here.config.dataset_preprocess
+    made = [p for p in (prepare.save_path, prepare.eval_save_path) if p] if prepare else []
+    if folder.is_dir() and any(folder.iterdir()):
+        text = f"{folder} is no prepared data (it has no {MANIFEST_NAME})"
+        return error(key, text, f"give the folder that preprocessing wrote; {_prepare(here)}")
+    if any(_same(path, str(folder)) for path in made):
+        return warning(
+            key,
+            f"{folder} is {'empty' if folder.is_dir() else 'not prepared yet'}",
+            f"{_prepare(here)}, or vectorlm submit --with-preprocess",
+        )
+    if folder.exists() and not folder.is_dir():
+        text = f"{folder} is a file, not a folder of prepared data"
+    else:
+        text = f"there is no prepared data in {folder}"
+    if prepare is None:
+        return error(key, text, "prepare it: give dataset_preprocess, and run vectorlm preprocess")
+    return error(
+        key, text, f"dataset_preprocess writes to {' and '.join(made)}; give that, or mend the path"
+    )
+
+
+def _rows(key: str, folder: Path, manifest: Manifest, cure: str) -> Iterator[Finding]:
+    if manifest.rows == 0:
+        yield error(key, f"{folder} holds no rows", "prepare it from a source that is not empty")
+        return
+    if manifest.supervised_tokens == 0:
+        yield error(
+            key,
+            f"{folder} holds no token that is learned",
+            "look at dataset_preprocess.separator, and prepare it anew",
+        )
+    try:
+        rows = _count_rows(folder)
+    except Broken as problem:
+        yield error(key, str(problem), cure)
+        return
+    if rows != manifest.rows:
+        text = f"{folder} holds {rows:,} rows, and its manifest says {manifest.rows:,}"
+        yield error(key, text, cure)
+
+
+def _count_rows(folder: Path) -> int:
+    """By the heads of the Arrow files' batches; Broken where one is missing or cut off."""
+    import pyarrow as pa
+
+    try:
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        names = [entry["filename"] for entry in state["_data_files"]]
+    except (OSError, ValueError, KeyError, TypeError) as problem:
+        raise Broken(f"{folder / 'state.json'} cannot be read ({problem})") from problem
+    rows = 0
+    for name in names:
+        try:
+            with pa.memory_map(str(folder / name)) as file:
+                rows += sum(batch.num_rows for batch in pa.ipc.open_stream(file))
+        except (OSError, pa.ArrowException) as problem:
+            reason = problem.strerror if getattr(problem, "strerror", None) else problem
+            raise Broken(f"{folder / name} cannot be read ({reason})") from problem
+    return rows
+
+
+# --- does it fit this run -------------------------------------------------------------------------
+
+
+def _made_for(here: Surroundings, key: str, manifest: Manifest) -> Iterator[Finding]:
+    assert here.config.dataset is not None
+    asked = {
+        "max_seq_len": (manifest.max_seq_len, here.config.train_parameters.max_seq_len),
+        "ignore_index": (manifest.ignore_index, here.config.dataset.ignore_index),
+    }
+    for name, (prepared, wanted) in asked.items():
+        if prepared != wanted:
+            yield error(
+                key,
+                f"was prepared with {name} {prepared}, and the configuration says {wanted}",
+                f"set it to {prepared}, or prepare the data again: {_prepare(here)}",
+            )
+    yield from _tokenizer(here, key, manifest)
+
+
+def _tokenizer(here: Surroundings, key: str, manifest: Manifest) -> Iterator[Finding]:
+    model = here.model
+    if model is None:
+        return
+    try:
+        tokenizer = model.tokenizer
+    except Broken:
+        tokenizer = None  # said of the model
+    made, now = manifest.tokenizer_file_sha256, tokenizer.sha256 if tokenizer else None
+    if made and now and made != now:
+        # Of a large file only the bytes are compared, and other bytes may mean the same.
+        kind = error if made.startswith(BY_CONTENT) and now.startswith(BY_CONTENT) else warning
+        text = f"was prepared with another tokenizer than that of {here.config.model}"
+        yield kind(key, text, f"prepare it again: {_prepare(here)}")
+    size = model.vocab_size
+    if size is not None and manifest.max_token_id >= size:
+        yield error(
+            key,
+            f"holds token {manifest.max_token_id}, and {here.config.model} has a vocabulary of "
+            f"{size}",
+            "prepare it with the model's own tokenizer, or resize the model's embeddings",
+        )
+
+
+def _other_options(
+    here: Surroundings, key: str, path: str, manifest: Manifest
+) -> Iterator[Finding]:
+    """The trainer takes the data as it is; that the file now says otherwise may be overlooked."""
+    prepare = here.config.dataset_preprocess
+    if prepare is None or not manifest.options:
+        return
+    made_by = [source for source in sources(prepare) if _same(source.save_path, path)]
+    if not made_by:
+        return
+    packing = prepare.effective_packing
+    wanted: dict[str, Any] = {
+        "packing_type": packing,
+        "overlap": prepare.overlap if packing == "partial" else 0,
+        "add_bos_eos_tokens": prepare.add_bos_eos_tokens,
+        "pre_pend": prepare.pre_pend,
+        "separator": prepare.separator,
+        "data_field": prepare.data_field,
+        "skip_bad_rows": prepare.skip_bad_rows,
+        "split": made_by[0].split,
+    }
+    made = manifest.options
+    changed = [name for name, value in wanted.items() if name in made and made[name] != value]
+    if changed:
+        texts = [f"{name} was {made[name]!r} and is {wanted[name]!r}" for name in changed]
+        yield warning(
+            key,
+            f"was prepared with other options than dataset_preprocess has now: {'; '.join(texts)}",
+            f"prepare it again: {_prepare(here)}",
+        )
+    newer = None if changed else changed_since(manifest, made_by[0], prepare)
+    if newer:
+        yield warning(
+            key,
+            f"its source has changed since it was prepared ({newer})",
+            f"prepare it again: {_prepare(here)}",
+        )
+
+
+def _enough(here: Surroundings, manifest: Manifest) -> Iterator[Finding]:
+    data, train, ranks = here.config.dataset, here.config.train_parameters, here.ranks
+    if data is None or ranks is None or not manifest.rows:
+        return
+    batch = data.train_bs * train.gradient_accumulation_steps * ranks
+    sizes = (
+        f"{ranks} ranks x train_bs {data.train_bs} x gradient_accumulation_steps "
+        f"{train.gradient_accumulation_steps}"
+    )
+    cure = (
+        "lower dataset.train_bs or train_parameters.gradient_accumulation_steps, or use fewer GPUs"
+    )
+    where = "dataset.train_bs"
+    if manifest.rows < ranks:
+        text = f"{manifest.rows:,} rows for {ranks} ranks: some would have nothing to learn"
+        yield warning("dataset.train_ds", text, "use fewer GPUs, or prepare more data")
+    elif manifest.rows < batch:
+        text = f"a step takes {batch:,} rows ({sizes}), and there are {manifest.rows:,} in all"
+        yield warning(where, f"{text}: an epoch is a single step", cure)

@@ -1,0 +1,194 @@
+"""Can the data be prepared: is its source there, and does its first row read? Floor 1, called by
+`data_folder` where there is no prepared data yet.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from vectorlm.check.finding import Finding, Surroundings, error, warning
+from vectorlm.check.places import cannot_write
+from vectorlm.config.schema import DatasetPreprocess
+from vectorlm.errors import DataError
+from vectorlm.hub_cache import find_dataset
+from vectorlm.manifest import MANIFEST_NAME, Manifest
+from vectorlm.source_files import SourceFiles, contents_sha256, find_files
+
+FIRST_BYTES = 1 << 20
+SMALL_BYTES = 64 << 20  # hashed in a moment
+SKIP = "mend it, or set dataset_preprocess.skip_bad_rows: true"
+
+
+@dataclass(frozen=True)
+class Source:
+    """One prepared folder to make: where from, where to."""
+
+    key: str
+    load_path: str
+    split: str | None
+    save_key: str
+    save_path: str
+
+
+def sources(prepare: DatasetPreprocess) -> list[Source]:
+    prefix = "dataset_preprocess."
+    first = (prefix + "load_path", prepare.load_path, prepare.split)
+    found = [Source(*first, prefix + "save_path", prepare.save_path)]
+    if prepare.eval_save_path:
+        key = "eval_load_path" if prepare.eval_load_path else "load_path"
+        path = prepare.eval_load_path or prepare.load_path
+        second = (prefix + key, path, prepare.eval_split, prefix + "eval_save_path")
+        found.append(Source(*second, prepare.eval_save_path))
+    return found
+
+
+def look_at_sources(here: Surroundings, prepare: DatasetPreprocess) -> Iterator[Finding]:
+    for source in sources(prepare):
+        if (Path(source.save_path) / MANIFEST_NAME).exists():
+            if not here.prepares:
+                continue
+        else:
+            yield from _save_path(source)
+        try:
+            files = find_files(prepare, source.load_path, source.split)
+        except DataError as problem:
+            yield _no_source(source, problem)
+            continue
+        except OSError as problem:
+            text = f"{source.load_path} cannot be read ({problem.strerror})"
+            yield error(source.key, text, "make it readable for you")
+            continue
+        if files is None:
+            yield from _of_the_hub(here, source)
+        else:
+            yield from _first_row(source, files, prepare)
+
+
+def _no_source(source: Source, problem: DataError) -> Finding:
+    text, _, cure = str(problem).partition("\n")
+    text = text.removeprefix("load_path: ")
+    if not cure:
+        text, _, cure = text.partition(": ") if "choose one with" in text else (text, "", "")
+    return error(source.key, text, cure or "mend the path")
+
+
+def _of_the_hub(here: Surroundings, source: Source) -> Iterator[Finding]:
+    if find_dataset(source.load_path, here.environ):
+        return
+    text = (
+        f"there is no file or folder {source.load_path} here, and no dataset of that name in the "
+        "local Hugging Face cache; jobs have no internet"
+    )
+    cure = f"mend the path, or fetch it: {here.command('prefetch')}"
+    offline = here.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on")
+    yield (error if offline else warning)(source.key, text, cure)
+
+
+def _save_path(source: Source) -> Iterator[Finding]:
+    folder = Path(os.path.realpath(source.save_path))
+    if folder.exists() and not folder.is_dir():
+        text = f"{source.save_path} is a file"
+        yield error(source.save_key, text, "give another save_path, or remove it")
+    elif folder.is_dir() and any(folder.iterdir()):
+        text = f"{source.save_path} holds something that is no prepared data of ours"
+        yield error(source.save_key, text, "give another save_path, or remove it yourself")
+    else:
+        reason = cannot_write(folder.parent)
+        if reason:
+            text = f"{source.save_path} cannot be written ({reason})"
+            yield error(source.save_key, text, "give another save_path")
+
+
+# --- the first row --------------------------------------------------------------------------------
+
+
+def _first_row(source: Source, files: SourceFiles, prepare: DatasetPreprocess) -> Iterator[Finding]:
+    if not files.files:
+        return
+    path, field = files.files[0], prepare.data_field
+    try:
+        fields = _fields(path, files)
+    except _BadRow as problem:
+        kind = warning if prepare.skip_bad_rows else error
+        yield kind(source.key, f"{path}: its first row is {problem}", SKIP)
+        return
+    except (OSError, EOFError, ValueError) as problem:
+        text = f"{path}: cannot be read ({str(problem).splitlines()[0]})"
+        yield error(source.key, text, "is the file whole, and of the kind it says? copy it again")
+        return
+    if fields is not None and field not in fields:
+        have = ", ".join(fields[:10]) or "none"
+        yield error(
+            "dataset_preprocess.data_field",
+            f"{path} has no field {field!r}; its fields: {have}",
+            f"set data_field to one of {have}",
+        )
+
+
+class _BadRow(Exception):
+    pass
+
+
+def _fields(path: Path, files: SourceFiles) -> list[str] | None:
+    """The names of the first row's fields; None where rows have none, or it is not looked at."""
+    if files.kind in ("jsonl", "json"):
+        return _json_fields(_beginning(path), files.kind)
+    if files.kind == "csv":
+        line = next(csv.reader(io.StringIO(_beginning(path).decode("utf-8-sig", "replace"))), [])
+        return line
+    if files.kind == "parquet" and path.suffix != ".gz":
+        import pyarrow.parquet as pq
+
+        return list(pq.read_schema(path).names)
+    if files.kind == "hf":
+        import pyarrow as pa
+
+        with pa.memory_map(str(path)) as file:
+            return list(pa.ipc.open_stream(file).schema.names)
+    return None
+
+
+def _beginning(path: Path) -> bytes:
+    with open(path, "rb") as raw:
+        file = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
+        return file.read(FIRST_BYTES)
+
+
+def _json_fields(raw: bytes, kind: str) -> list[str] | None:
+    lines = [line for line in raw.removeprefix(b"\xef\xbb\xbf").split(b"\n") if line.strip()]
+    if kind == "json" or not lines or (len(lines) == 1 and len(raw) == FIRST_BYTES):
+        return None  # one value over many lines; or a first row longer than what was read
+    try:
+        row = json.loads(lines[0])
+    except ValueError as problem:
+        raise _BadRow(f"broken JSON ({problem})") from problem
+    if not isinstance(row, dict):
+        raise _BadRow(f"no JSON object but a {type(row).__name__}")
+    return list(row)
+
+
+# --- is prepared data still that of its source ----------------------------------------------------
+
+
+def changed_since(manifest: Manifest, source: Source, prepare: DatasetPreprocess) -> str | None:
+    """What in the source is not what was prepared; None where it is, or cannot be told quickly."""
+    prepared_at = (Path(source.save_path) / MANIFEST_NAME).stat().st_mtime
+    try:
+        files = find_files(prepare, source.load_path, source.split)
+        if files is None:
+            return None
+        states = {path: path.stat() for path in files.files}
+        newer = [path for path, state in states.items() if state.st_mtime >= prepared_at]
+        small = sum(state.st_size for state in states.values()) <= SMALL_BYTES
+        if newer and small and contents_sha256(files.root, files.files) == manifest.source_sha256:
+            return None
+    except (OSError, DataError):
+        return None  # the source may be gone once data is prepared
+    return str(newer[0]) if newer else None
