@@ -124,6 +124,26 @@ def crash(slurm: Lab, node: str, noticed: bool) -> None:
     slurm.start(node)
 
 
+def test_a_real_time_limit(
+    slurm: Lab, shared: dict[str, Any], uninterrupted: Run, tmp_path: Path
+) -> None:
+    """Slurm itself asks the run to stop, half a minute before the limit of a minute; a run that
+    starts too slowly to hear that is stopped at the limit, and has KillWait seconds to save.
+    """
+    late = '[ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] || sleep 10  # or it is done before the limit'
+    run = JobRun(slurm, tmp_path, shared, {"signal_lead_s": 30, "setup": [late]}, **SETTINGS)
+    run.submit("--time=1")
+    run.until_restarted(1)
+    slurm.run("scontrol", "update", f"JobId={run.job}", "TimeLimit=10")
+    (limited,) = run.starts()[:1]
+    assert limited.end is not None
+    assert limited.end.outcome == "stopped"
+    assert limited.end.signal in ("SIGUSR1", "SIGTERM")
+    assert slurm.wait(run.job, limit_s=LIMIT_S) == "COMPLETED", slurm.account(run.job)
+    assert run.restarts() == 1
+    assert_same(run, uninterrupted)
+
+
 def test_requeue_where_the_site_forbids_it(
     slurm: Lab, shared: dict[str, Any], uninterrupted: Run, tmp_path: Path
 ) -> None:
