@@ -149,7 +149,7 @@ def test_requeue_where_the_site_forbids_it(
 ) -> None:
     """Slurm refuses `scontrol requeue`: the same script is submitted anew, and goes on."""
     run = JobRun(slurm, tmp_path, shared, {}, **SETTINGS)
-    run.submit("--no-requeue", "--job-name=other-name")
+    run.submit("--no-requeue", "--job-name=other-name", "--gres=lscratch:1")
     run.until_saved()
     slurm.signal(run.job, "USR1")
     assert slurm.wait(run.job) == "FAILED"
@@ -159,6 +159,7 @@ def test_requeue_where_the_site_forbids_it(
     assert f"submitted job {following}, which goes on" in run.log
     facts = slurm.fields(following)
     assert (facts["JobName"], facts["TimeLimit"]) == ("other-name", "00:30:00")
+    assert facts["TresPerNode"] == "gres:lscratch:1"
     assert slurm.wait(following, limit_s=LIMIT_S) == "COMPLETED", slurm.account(following)
     assert [start.start.restart for start in run.starts()] == [0, 1]
     assert_same(run, uninterrupted)
