@@ -1,10 +1,12 @@
 # Everything from a fresh checkout, with Python and pip alone: `make demo`, `make test`.
 # Another interpreter or place: make demo PYTHON=python3.12 VENV=/scratch/me/venv
 # Some tests only:              make test ARGS="tests/config -k schema"
+# More of them at a time:       make test JOBS=4 (files are spread over the processes)
 
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+JOBS ?= 2
 
 BIN := $(VENV)/bin
 # Written last by a complete installation; older than the files below, it is done again.
@@ -44,7 +46,7 @@ demo: $(STAMP)
 	@$(BIN)/python -m vectorlm.demo
 
 test: $(STAMP)
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

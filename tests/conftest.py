@@ -26,6 +26,14 @@ if TYPE_CHECKING:
 ModelFolder = Callable[..., Path]
 
 
+LONGEST_FIRST = ("tests/slurm/test_survival.py", "tests/slurm/", "tests/distributed/", "")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """So that the processes among which the files are shared end together."""
+    items.sort(key=lambda item: [item.nodeid.startswith(s) for s in LONGEST_FIRST].index(True))
+
+
 @pytest.fixture(scope="session")
 def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the tiny tokenizer; do not write into it."""

@@ -20,7 +20,7 @@ import torch
 from vectorlm import checkpoint
 from vectorlm.checkpoint import MANIFEST, STATE, Checkpoints
 from vectorlm.distributed import Ranks
-from vectorlm.errors import CheckpointError
+from vectorlm.errors import CheckpointError, ClusterError
 from vectorlm.files import write_synced
 
 STATE_OF_RUN = {"step": 1, "epoch": 0, "row": 4, "names": {"weight": "exported.weight"}}
@@ -121,6 +121,27 @@ def test_a_save_that_dies_before_the_manifest_leaves_no_checkpoint(
     assert steps(saved.root.parent) == [2, 1]
     saved.remove_unfinished()
     assert len(list(saved.root.iterdir())) == 2
+
+
+def test_a_save_that_another_start_has_cleared_away(
+    saved: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is told is that the folder was lost, and not that a file is missing."""
+    finish = saved._finish_files
+
+    def cleared(folder: Path, state: dict[str, Any]) -> dict[str, Any]:
+        saved.remove_unfinished()
+        return finish(folder, state)
+
+    def taken() -> None:
+        raise ClusterError("now belongs to another start of the run")
+
+    monkeypatch.setattr(saved, "_finish_files", cleared)
+    with pytest.raises(CheckpointError, match="could not be saved"):
+        saved.save(3, tensors(3), STATE_OF_RUN)
+    monkeypatch.setattr(saved, "require_folder", taken)
+    with pytest.raises(ClusterError, match="another start"):
+        saved.save(3, tensors(3), STATE_OF_RUN)
 
 
 def test_no_file_is_a_plain_pickle(saved: Checkpoints) -> None:

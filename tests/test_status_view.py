@@ -174,7 +174,12 @@ def test_watching_into_a_file_tells_each_change_and_ends(
 
 def watch(folder: Path, **streams: Any) -> subprocess.Popen[bytes]:
     words = [sys.executable, "-m", "vectorlm.cli", "status", str(folder), "--watch"]
-    return subprocess.Popen(words, cwd=ROOT, **streams)
+    return subprocess.Popen(words, cwd=ROOT, preexec_fn=hear_interrupts, **streams)
+
+
+def hear_interrupts() -> None:
+    """A shell that runs the tests in the background has them ignore SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def read_until(stream: int, text: bytes) -> bytes:

@@ -79,6 +79,7 @@ KEYS: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"extra_flags": ["--exclusive", "--nice=100"]},
         ["#SBATCH --exclusive\n", "#SBATCH --nice=100\n"],
     ),
+    "extra_gres": ({"extra_gres": ["lscratch:100"]}, ["#SBATCH --gres=gpu:1,lscratch:100\n"]),
 }
 NOT_IN_THE_SCRIPT = {"launcher", "max_requeues", "preprocess"}
 

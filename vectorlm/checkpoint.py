@@ -94,12 +94,12 @@ class Checkpoints:
         ranks: Ranks,
         keep: int,
         allow_foreign: bool,
-        before_publishing: Callable[[], None] = lambda: None,
+        require_folder: Callable[[], None] = lambda: None,
     ) -> None:
         self.root = folder_of(output_dir)
         self.output_dir = output_dir
         self.ranks, self.keep, self.allow_foreign = ranks, keep, allow_foreign
-        self.before_publishing = before_publishing
+        self.require_folder = require_folder
 
     def save(self, step: int, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> Path:
         final = self.root / f"step_{step:08d}"
@@ -112,6 +112,7 @@ class Checkpoints:
             parts = self._everywhere(lambda: self._finish_files(unfinished, state))
             self._everywhere(lambda: self._publish(unfinished, final, parts))
         except (CheckpointException, OSError) as error:
+            self.require_folder()  # another start may have cleared ours away
             if self.ranks.first:
                 shutil.rmtree(unfinished, ignore_errors=True)
             cause = _cause(error)
@@ -167,7 +168,7 @@ class Checkpoints:
             unfinished / MANIFEST, json.dumps({"format": FORMAT, "files": files}, indent=1)
         )
         sync_folder(unfinished)
-        self.before_publishing()
+        self.require_folder()
         if final.exists():  # damaged, or from a run that was cut off: ours is sound
             os.rename(final, unfinished.with_name(unfinished.name + "-replaced"))
         os.rename(unfinished, final)

@@ -10,7 +10,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
@@ -18,7 +17,7 @@ from vectorlm.cli import add_config_arguments, run_door
 from vectorlm.cluster import env
 from vectorlm.config.load import load_config
 from vectorlm.config.schema import Config
-from vectorlm.errors import EXIT_OK, ClusterError, ConfigError, VectorLMError
+from vectorlm.errors import EXIT_OK, ClusterError, VectorLMError
 from vectorlm.stop import STOP_SIGNALS
 
 MODULE = "vectorlm.preflight_door"
@@ -43,21 +42,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _as_rank(config_path: str, overrides: Sequence[str]) -> int:
-    if not env.adopt():
-        return _preflight(config_path, overrides)
-    with env.private_folder():
-        return _preflight(config_path, overrides)
+    from vectorlm.train import first_rank_speaks
+
+    with env.as_rank():
+        with first_rank_speaks():
+            config = load_config(config_path, overrides)
+        return _preflight(config)
 
 
-def _preflight(config_path: str, overrides: Sequence[str]) -> int:
-    from vectorlm.train import FIRST_RANK_SPEAKS_S
-
-    try:
-        config = load_config(config_path, overrides)
-    except ConfigError:
-        if os.environ.get("RANK", "0") != "0":
-            time.sleep(FIRST_RANK_SPEAKS_S)
-        raise
+def _preflight(config: Config) -> int:
     from vectorlm.distributed import connect, disconnect, rank_left
     from vectorlm.measure import preflight
 

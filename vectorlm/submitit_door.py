@@ -96,7 +96,8 @@ def parameters(section: Slurm, earlier: str | None = None) -> dict[str, Any]:
         "partition": section.partition,
         "account": section.account,
         "qos": section.qos,
-        "gres": _gpus(section),
+        # GPUs a node, not a task: --gpus-per-task hides them from srun's processes.
+        "gres": section.gres or None,
         "mem": section.mem,
         "constraint": section.constraint,
         "exclude": section.exclude,
@@ -117,12 +118,6 @@ def parameters(section: Slurm, earlier: str | None = None) -> dict[str, Any]:
         "srun_args": list(FLAGS),
         "stderr_to_stdout": True,  # one log for a process, as `vectorlm why` reads it
     }
-
-
-def _gpus(section: Slurm) -> str | None:
-    # GPUs a node, not a task: --gpus-per-task hides them from srun's processes.
-    kind = f"{section.gpu_type}:" if section.gpu_type else ""
-    return f"gpu:{kind}{section.gpus_per_node}" if section.gpus_per_node else None
 
 
 def _without_a_name(section: Slurm, earlier: str | None) -> dict[str, str | bool]:

@@ -30,7 +30,7 @@ from vectorlm.errors import (
     VectorLMError,
 )
 from vectorlm.stop import STOP_SIGNALS, StopFlag
-from vectorlm.train import as_rank, leave
+from vectorlm.train import leave, train
 
 Handler = Callable[[int, Any], Any]
 
@@ -69,7 +69,7 @@ class TrainingJob:
         return DelayedSubmission(self)
 
     def _train(self, stop: StopFlag, hand_over: Handler | None) -> dict[str, Any]:
-        code = as_rank(self.config, self.overrides, stop)
+        code = train(self.config, self.overrides, stop)
         config = load_config(self.config, self.overrides)
         if code != EXIT_OK and hand_over is not None:
             _start_again(config, code == EXIT_STOPPED, stop, hand_over)

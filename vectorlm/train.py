@@ -11,12 +11,14 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NoReturn
 
 from vectorlm.cli import add_config_arguments, run_door
 from vectorlm.cluster import env
 from vectorlm.config.load import load_config, required_section
+from vectorlm.config.schema import Config, DatasetConfig
 from vectorlm.errors import EXIT_OK, EXIT_STOPPED, EXIT_STOPPED_UNSAVED, ConfigError
 from vectorlm.stop import StopFlag
 
@@ -34,29 +36,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_config_arguments(parser)
     arguments = parser.parse_args(argv)
     by_srun = env.started_by_srun()
-    code = run_door(lambda: as_rank(arguments.config, arguments.overrides, stop))
+    code = run_door(lambda: train(arguments.config, arguments.overrides, stop))
     # To srun a clean stop must be no fault: it would end the ranks that are not out yet.
     return EXIT_OK if by_srun and code in (EXIT_STOPPED, EXIT_STOPPED_UNSAVED) else code
 
 
-def as_rank(config_path: str, overrides: Sequence[str], stop: StopFlag) -> int:
-    """`train`, as the rank that srun or torchrun has made of this process."""
-    if not env.adopt():
-        return train(config_path, overrides, stop)
-    with env.private_folder():
-        return train(config_path, overrides, stop)
-
-
 def train(config_path: str, overrides: Sequence[str], stop: StopFlag) -> int:
+    with env.as_rank():
+        with first_rank_speaks():
+            config = load_config(config_path, overrides)
+            dataset = required_section(config, "dataset", config_path)
+        _quiet_libraries()
+        return _train(config, dataset, config_path, stop)
+
+
+@contextmanager
+def first_rank_speaks() -> Iterator[None]:
+    """Every rank reads the same file: the first one says what is wrong, and ends the others."""
     try:
-        config = load_config(config_path, overrides)
-        dataset = required_section(config, "dataset", config_path)
+        yield
     except ConfigError:
         if os.environ.get("RANK", "0") != "0":
-            # Every rank reads the same file: the first one says it, and ends the others with it.
             time.sleep(FIRST_RANK_SPEAKS_S)
         raise
-    _quiet_libraries()
+
+
+def _train(config: Config, dataset: DatasetConfig, config_path: str, stop: StopFlag) -> int:
     if "SLURM_JOB_ID" in os.environ:
         env.record_flights(config.train_parameters.output_dir)
     from vectorlm.assemble import run

@@ -82,6 +82,7 @@ EVERYTHING = Slurm(
     container_image="docker://nvcr.io/nvidia/pytorch:25.01-py3",
     container_mounts=["/scratch", "/host/y:/y:ro"],
     extra_flags=["--exclusive", "--nice=100"],
+    extra_gres=["lscratch:100"],
     preprocess=SlurmPreprocess(partition="cpu", cpus=16, mem="64G", time="90"),
 )
 PYXIS = EVERYTHING.model_copy(update={"container_runtime": "pyxis"})

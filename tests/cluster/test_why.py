@@ -433,6 +433,16 @@ def test_time_limit_by_slurms_words(run: Run) -> None:
     assert diagnose(saved).name == "stopped"
 
 
+def test_run_that_saves_after_its_time_limit(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slurm asks with SIGTERM then, as for a cancel, and waits KillWait seconds."""
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    run.start(end=stop("SIGTERM"))
+    facts = {**RUNNING, "JobState": "COMPLETING", "Reason": "TimeLimit", "Restarts": "0"}
+    cause = diagnose(evidence_of_job(run.folder, 0, None, facts))
+    assert (cause.name, cause.may_pass) == ("stopped", True)
+    assert "everything is saved, after step 120" in cause.sentence
+
+
 def test_killed_by_the_kernel_by_state_and_by_size(run: Run) -> None:
     rows = [
         {"JobID": "17", "State": "OUT_OF_MEMORY", "ExitCode": "0:125"},

@@ -273,7 +273,7 @@ KEPT = (
         ("--partition=x", "give it as slurm.partition"),
         ("--account=x", "give it as slurm.account"),
         ("--nodes=2", "give it as slurm.nodes"),
-        ("--gres=gpu:2", "give it as slurm.gpus_per_node"),
+        ("--gres=gpu:2", "give it as slurm.gpus_per_node or slurm.extra_gres"),
         ("--gpus-per-node=2", "give it as slurm.gpus_per_node"),
         ("--gpus=2", "give it as slurm.gpus_per_node"),
         ("--ntasks-per-node=2", "give it as slurm.gpus_per_node or slurm.processes_per_node"),
@@ -316,6 +316,11 @@ def test_flags_that_something_else_stands_for(flag: str, said: str) -> None:
 
 def test_other_flags_are_kept() -> None:
     assert found(**job(extra_flags=list(KEPT))) == []
+
+
+def test_gpus_are_no_further_resource() -> None:
+    assert found(**job(extra_gres=["lscratch:100", "gpumem:1"])) == []
+    assert "slurm.extra_gres" in str(found(**job(extra_gres=["lscratch:100", "gpu:2"])))
 
 
 def test_every_refused_flag_names_a_key_that_there_is() -> None:

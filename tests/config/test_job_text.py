@@ -57,6 +57,7 @@ TAKEN: dict[str, list[Any]] = {
         ["--exclusive", "--nice=-100", "--licenses=fs:1,x@y", "--switches=2@10:00"],
         ["--nodelist=gpu[01-02]", "--comment=a+b", "--distribution=block:*", "--tmp=100G"],
     ],
+    "extra_gres": [["lscratch:100", "nvme", "fpga:u280:2", "bandwidth:5G"]],
     "preprocess.partition": ["cpu", "cpu,long"],
     "preprocess.mem": ["32G", 0],
     "preprocess.time": ["04:00:00", 240],
@@ -76,6 +77,7 @@ REFUSED: dict[str, list[Any]] = {
     "container_image": ["~/x.sif", "$X/y", "-x", "a b", "x?y=1", "x;y"],
     "container_mounts": [["/a:ro"], ["a"], ["~/a"], ["/a,/b"], ["/a:/b:rx"], ["-/a"], ["/a:b"]],
     "extra_flags": [["-t 5"], ["exclusive"], ["--comment=a b"], ["--x='a'"], ["--a=b&c"], ["--A"]],
+    "extra_gres": [["lscratch:"], ["-x"], ["a,b"], ["a:b:c:d"], ["a b"], ["a=1"]],
     "preprocess.partition": ["a b"],
 }
 

@@ -17,7 +17,7 @@
 #SBATCH --reservation=class
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=4
-#SBATCH --gres=gpu:a100:4
+#SBATCH --gres=gpu:a100:4,lscratch:100
 #SBATCH --cpus-per-task=6
 #SBATCH --mem=120G
 #SBATCH --time=1-12:00:00

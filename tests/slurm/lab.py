@@ -205,8 +205,8 @@ class Lab:
     # ---- between tests ----
 
     def queue(self) -> set[str]:
-        """The jobs that wait or run."""
-        return set(self.run("squeue", "-h", "-o", "%i").stdout.split())
+        """The jobs that wait or run; of an array, its own number."""
+        return set(self.run("squeue", "-h", "-o", "%F").stdout.split())
 
     def tidy(self, keep: set[str]) -> None:
         """Boot what crashed, and cancel all jobs but these."""

@@ -4,6 +4,7 @@ help.
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.distributed.cases import make_rows, prepared
+from tests.distributed.cases import MAX_SEQ_LEN, make_rows, prepared
 from tests.slurm.lab import Lab
 from tests.slurm.runs import JobRun
 
@@ -87,6 +88,36 @@ def not_a_number(shared: dict[str, Any], folder: Path) -> dict[str, Any]:
     weights["model.embed_tokens.weight"][:] = torch.nan
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
     return {**shared, "model": model}
+
+
+def test_out_of_memory(slurm: Lab, shared: dict[str, Any], tmp_path: Path) -> None:
+    """The logits of one micro-batch (52 GB) are refused: named with the batch, and for good."""
+    large = {**shared, **wide_vocabulary(shared, tmp_path)}
+    run = JobRun(slurm, tmp_path, large, {"setup": ["ulimit -v 20000000"]}, **SETTINGS)
+    run.change(dataset={"train_ds": str(large["data"]), "train_bs": 512})
+    run.submit()
+    assert slurm.wait(run.job) == "FAILED", slurm.account(run.job)
+    assert run.restarts() == 0
+    assert "not started again: it would end the same way again" in run.log, run.log
+    said = why(run, run.job)
+    assert "memory" in said.splitlines()[0], said
+    assert f"{512 * MAX_SEQ_LEN} tokens" in said, said
+    assert "dataset.train_bs" in said, said
+
+
+def wide_vocabulary(shared: dict[str, Any], folder: Path) -> dict[str, Path]:
+    """400,000 tokens, and rows that are full."""
+    model = folder / "wide model"
+    shutil.copytree(shared["model"], model)
+    described = json.loads((model / "config.json").read_text())
+    weights = load_file(model / "model.safetensors")
+    for name, tensor in weights.items():
+        if tensor.shape[0] == described["vocab_size"]:
+            weights[name] = torch.nn.functional.pad(tensor, (0, 0, 0, 400_000 - len(tensor)))
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    (model / "config.json").write_text(json.dumps({**described, "vocab_size": 400_000}))
+    rows = [[[3] * MAX_SEQ_LEN]] * 1024
+    return {"model": model, "data": prepared(folder / "full rows", model, rows)}
 
 
 def test_a_cancelled_job_stays_cancelled(

@@ -133,6 +133,7 @@ def test_every_request_reaches_slurm(project: Project) -> None:
             "mail_type": "END,FAIL",
             "requeue": False,
             "extra_flags": ["--hold", "--nice=100", "--comment=a=b"],
+            "extra_gres": ["lscratch:100"],
         }
     )
     facts = project.lab.fields(project.submit())
@@ -146,7 +147,7 @@ def test_every_request_reaches_slurm(project: Project) -> None:
         "CPUs/Task": "3",
         "MinMemoryNode": "3000M",
         "TimeLimit": "1-02:03:00",
-        "TresPerNode": "gres:gpu:a100:2",
+        "TresPerNode": "gres:gpu:a100:2,gres:lscratch:100",
         "MailUser": "you@example.org",
         "MailType": "END,FAIL",
         "Requeue": "0",

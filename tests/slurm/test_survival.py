@@ -124,12 +124,32 @@ def crash(slurm: Lab, node: str, noticed: bool) -> None:
     slurm.start(node)
 
 
+def test_a_real_time_limit(
+    slurm: Lab, shared: dict[str, Any], uninterrupted: Run, tmp_path: Path
+) -> None:
+    """Slurm itself asks the run to stop, half a minute before the limit of a minute; a run that
+    starts too slowly to hear that is stopped at the limit, and has KillWait seconds to save.
+    """
+    late = '[ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] || sleep 10  # or it is done before the limit'
+    run = JobRun(slurm, tmp_path, shared, {"signal_lead_s": 30, "setup": [late]}, **SETTINGS)
+    run.submit("--time=1")
+    run.until_restarted(1)
+    slurm.run("scontrol", "update", f"JobId={run.job}", "TimeLimit=10")
+    (limited,) = run.starts()[:1]
+    assert limited.end is not None
+    assert limited.end.outcome == "stopped"
+    assert limited.end.signal in ("SIGUSR1", "SIGTERM")
+    assert slurm.wait(run.job, limit_s=LIMIT_S) == "COMPLETED", slurm.account(run.job)
+    assert run.restarts() == 1
+    assert_same(run, uninterrupted)
+
+
 def test_requeue_where_the_site_forbids_it(
     slurm: Lab, shared: dict[str, Any], uninterrupted: Run, tmp_path: Path
 ) -> None:
     """Slurm refuses `scontrol requeue`: the same script is submitted anew, and goes on."""
     run = JobRun(slurm, tmp_path, shared, {}, **SETTINGS)
-    run.submit("--no-requeue", "--job-name=other-name")
+    run.submit("--no-requeue", "--job-name=other-name", "--gres=lscratch:1")
     run.until_saved()
     slurm.signal(run.job, "USR1")
     assert slurm.wait(run.job) == "FAILED"
@@ -139,6 +159,7 @@ def test_requeue_where_the_site_forbids_it(
     assert f"submitted job {following}, which goes on" in run.log
     facts = slurm.fields(following)
     assert (facts["JobName"], facts["TimeLimit"]) == ("other-name", "00:30:00")
+    assert facts["TresPerNode"] == "gres:lscratch:1"
     assert slurm.wait(following, limit_s=LIMIT_S) == "COMPLETED", slurm.account(following)
     assert [start.start.restart for start in run.starts()] == [0, 1]
     assert_same(run, uninterrupted)

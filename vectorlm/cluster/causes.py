@@ -78,7 +78,8 @@ TABLE = (
         "host-out-of-memory",
         "The memory of a node was used up: it was refused to a rank, or the kernel killed one.",
         "Raise `slurm.mem` (`0` is all the node has), leave "
-        "`train_parameters.low_cpu_mem_usage: true`, or use fewer processes a node",
+        "`train_parameters.low_cpu_mem_usage: true`, or use fewer processes a node; without a GPU, "
+        "or where a batch is named, lower `dataset.train_bs`",
         False,
         lambda evidence: faults.host_memory(evidence) or endings.kernel_killed(evidence),
     ),

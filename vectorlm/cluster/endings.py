@@ -138,13 +138,17 @@ def time_limit(evidence: Evidence) -> Finding | None:
     end = evidence.start.end if evidence.start else None
     if end and end.outcome == "stopped" and end.saved:
         return None
-    seen = evidence.search(_TIME_LIMIT)
-    reason = evidence.facts.get("Reason")
-    if not (seen or evidence.state in ("TIMEOUT", "DEADLINE") or reason == "TimeLimit"):
+    if not _at_its_limit(evidence):
         return None
+    seen = evidence.search(_TIME_LIMIT)
     limit = evidence.facts.get("TimeLimit") or _row(evidence, "Timelimit")
     words = f"its time limit{f' ({limit})' if limit else ''} was reached before it had saved"
     return _outside(evidence, words, [seen[1]] if seen else [state_line(evidence)])
+
+
+def _at_its_limit(evidence: Evidence) -> bool:
+    ended = evidence.state in ("TIMEOUT", "DEADLINE") or evidence.search(_TIME_LIMIT) is not None
+    return ended or evidence.facts.get("Reason") == "TimeLimit"
 
 
 def requeued(evidence: Evidence) -> Finding | None:
@@ -158,6 +162,7 @@ def requeued(evidence: Evidence) -> Finding | None:
 def cancelled(evidence: Evidence) -> Finding | None:
     job = evidence.search(_JOB_CANCELLED)
     ending = evidence.code is not None and evidence.state == "COMPLETING"
+    ending = ending and not _at_its_limit(evidence)
     if evidence.state == "CANCELLED" or job or ending:
         proof = [job[1]] if job else [state_line(evidence)]
         what = f"cancelled{_by_whom(evidence)}" + ("" if _began(evidence) else " before it began")

@@ -14,7 +14,7 @@ import socket
 import struct
 import tempfile
 from collections.abc import Iterator, MutableMapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from vectorlm.cluster import slurm
@@ -155,6 +155,13 @@ def private_folder(environ: Environ = os.environ) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def as_rank() -> Iterator[None]:
+    """This process is the rank that srun, or else torchrun, has made of it."""
+    with private_folder() if adopt() else nullcontext():
+        yield
 
 
 def flight_folder(output_dir: str | Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -100,10 +101,10 @@ def _continuation(job: str, script: str, config: str) -> list[str]:
         "JobName": "job-name",
         "Reservation": "reservation",
         "NumNodes": "nodes",
-        "TresPerNode": "gpus-per-node",
+        "TresPerNode": "gres",
     }
     known = {flag: facts.get(name, "") for name, flag in names.items()}
-    known["gpus-per-node"] = known["gpus-per-node"].removeprefix("gres:").removeprefix("gpu:")
+    known["gres"] = re.sub(r"\bgres[:/]", "", known["gres"])
     known["nodes"] = known["nodes"].split("-")[0]
     flags = [f"--{flag}={value}" for flag, value in known.items() if value not in ("", "(null)")]
     task = os.environ.get("SLURM_ARRAY_TASK_ID")

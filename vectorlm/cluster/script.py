@@ -126,7 +126,7 @@ def _requests(section: Slurm, tasks: int | None, at_once: int | None) -> str:
             *_where(section),
             _directive("nodes", section.nodes),
             _directive("ntasks-per-node", section.ranks_per_node),
-            *_gpus(section),
+            *_gres(section),
             _directive("cpus-per-task", section.cpus_per_gpu),
             _directive("mem", section.mem),
             _directive("time", section.time),
@@ -170,12 +170,9 @@ def _where(section: Slurm) -> list[str]:
     return lines
 
 
-def _gpus(section: Slurm) -> list[str]:
+def _gres(section: Slurm) -> list[str]:
     # GPUs a node, not a task: --gpus-per-task hides them from srun's processes.
-    if not section.gpus_per_node:
-        return []
-    kind = f":{section.gpu_type}" if section.gpu_type else ""
-    return [_directive("gres", f"gpu{kind}:{section.gpus_per_node}")]
+    return _optional("gres", section.gres or None)
 
 
 def _mail(section: Slurm) -> list[str]:

@@ -28,7 +28,7 @@ KEY_OF_FLAG = {
     "gpus-per-node": "slurm.gpus_per_node",
     "gpus-per-socket": "slurm.gpus_per_node",
     "gpus-per-task": "slurm.gpus_per_node",
-    "gres": "slurm.gpus_per_node",
+    "gres": "slurm.gpus_per_node or slurm.extra_gres",
     "job-name": "slurm.job_name",
     "mail-type": "slurm.mail_type",
     "mail-user": "slurm.mail_user",
@@ -70,6 +70,14 @@ def _gpus(config: Config, slurm: Slurm) -> Iterator[Problem]:
             ("slurm.processes_per_node", "slurm.gpus_per_node"),
             f"processes_per_node {processes} contradicts gpus_per_node {gpus}, because one process "
             "is started for each GPU; remove it, or set gpus_per_node to 0 where there are none",
+        )
+
+
+def _gres(config: Config, slurm: Slurm) -> Iterator[Problem]:
+    if any(item.split(":")[0] == "gpu" for item in slurm.extra_gres):
+        yield Problem(
+            ("slurm.extra_gres",),
+            "gpu is asked for by slurm.gpus_per_node and slurm.gpu_type; remove it here",
         )
 
 
@@ -150,6 +158,7 @@ def _secrets(config: Config, slurm: Slurm) -> Iterator[Problem]:
 
 SLURM_RULES: tuple[Callable[[Config, Slurm], Iterator[Problem]], ...] = (
     _gpus,
+    _gres,
     _shard_group,
     _containers,
     _time,

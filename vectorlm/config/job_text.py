@@ -24,6 +24,7 @@ _MAIL = (
 )
 MAIL_TYPES = rf"^{_MAIL}(,{_MAIL})*$"
 INTERFACES = r"^[A-Za-z0-9_][A-Za-z0-9_.:-]*(,[A-Za-z0-9_][A-Za-z0-9_.:-]*)*$"
+GRES = r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*(:[A-Za-z0-9_][A-Za-z0-9_.+-]*){0,2}$"
 FLAG = r"^--[a-z][a-z0-9-]*(=[A-Za-z0-9_.,:/@%+*\[\]=-]+)?$"
 SHELL_LINE = r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*[^\x00-\x1f\x7f-\x9f\u2028\u2029\\]$"
 IMAGE = r"^[A-Za-z0-9_./][A-Za-z0-9_./:@#+=-]*$"
@@ -52,6 +53,7 @@ Memory = Annotated[
 ShellLine = Annotated[str, Field(pattern=SHELL_LINE, max_length=LONGEST_TEXT)]
 Mount = Annotated[str, Field(pattern=MOUNT, max_length=LONGEST_TEXT)]
 Flag = Annotated[str, Field(pattern=FLAG, max_length=LONGEST_TEXT)]
+Gres = Annotated[str, Field(pattern=GRES, max_length=LONGEST_TEXT)]
 A_DURATION = "a duration such as 90 (minutes), 08:00:00 or 1-12:00:00"
 A_SIZE = "a size such as 120G, or 0"
 

@@ -25,6 +25,7 @@ from vectorlm.config.job_text import (
     NODE_LIST,
     Duration,
     Flag,
+    Gres,
     Memory,
     Mount,
     ShellLine,
@@ -419,7 +420,19 @@ class Slurm(Section):
         "a list of long flags such as [--exclusive, --nice=100]",
         "Further flags of sbatch; not those that have a key here.",
     )
+    extra_gres: list[Gres] = _said(
+        [],
+        "a list of resources such as [lscratch:100]",
+        "Further generic resources a node, beside the GPUs, as `sinfo -o %G` names them.",
+    )
     preprocess: SlurmPreprocess = Field(SlurmPreprocess(), description="See below.")
+
+    @property
+    def gres(self) -> str:
+        """What `--gres` asks for: GPUs a node, and the rest; empty where nothing is asked for."""
+        kind = f":{self.gpu_type}" if self.gpu_type else ""
+        gpus = [f"gpu{kind}:{self.gpus_per_node}"] if self.gpus_per_node else []
+        return ",".join([*gpus, *self.extra_gres])
 
     @property
     def ranks_per_node(self) -> int:

@@ -47,7 +47,7 @@ for i in $(seq 0 $((GPUS - 1))); do mknod "dev/gpu$i" c 1 $((200 + i)); done
   fill slurm.conf.tmpl
   for i in $(seq "$NODES"); do
     echo "NodeName=n$i NodeHostname=n$i NodeAddr=$(address "$i") Port=$((port + 10 + i))" \
-      "CPUs=$CPUS RealMemory=$MEM Gres=gpu:a100:$GPUS"
+      "CPUs=$CPUS RealMemory=$MEM Gres=gpu:a100:$GPUS,lscratch:500"
   done
   partition a100 Default=YES DefaultTime=10 PriorityTier=1 PreemptMode=REQUEUE
   partition grace PriorityTier=1 PreemptMode=REQUEUE GraceTime=15
