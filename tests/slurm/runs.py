@@ -11,7 +11,6 @@ from typing import Any
 
 import yaml
 
-from tests.distributed.ranks import ROOT
 from tests.distributed.runs import Run
 from tests.slurm.lab import Lab
 from vectorlm import checkpoint
@@ -54,7 +53,7 @@ class JobRun(Run):
         script = self.folder / "job.sh"
         script.write_text(render(load_config(self.config), str(self.config)))
         command = ["sbatch", "--parsable", f"--output={self.folder}/log", *flags, str(script)]
-        self.job = self.lab.run(*command, cwd=ROOT).stdout.strip()
+        self.job = self.lab.run(*command, cwd=self.folder).stdout.strip()
         return self.job
 
     # ---- to see ----

@@ -69,7 +69,7 @@ def test_slow_link_is_measured_and_told(lab: Lab, config: Path, tmp_path: Path) 
     """Called in a batch script, as a user would: it starts its ranks on all nodes by itself."""
     lab.limit("200mbit")
     command = f"vectorlm preflight --config {config}"
-    job = lab.sbatch("--nodes=2", "--ntasks-per-node=2", "--wrap", command, cwd=ROOT)
+    job = lab.sbatch("--nodes=2", "--ntasks-per-node=2", "--wrap", command, cwd=tmp_path)
     assert lab.wait(job, limit_s=120) == "COMPLETED", lab.log(job)
     report: dict[str, Any] = json.loads((tmp_path / "output/preflight.json").read_text())
     assert len(report["facts"]) == 4
