@@ -20,7 +20,6 @@ NEEDED = {"cosine_with_min_lr": {"min_lr": 0.1}, "cosine_warmup_with_min_lr": {"
 OPTIMIZERS = (
     "ASGD",
     "Adadelta",
-    "Adafactor",
     "Adagrad",
     "Adam",
     "AdamW",
@@ -29,7 +28,6 @@ OPTIMIZERS = (
     "NAdam",
     "RAdam",
     "RMSprop",
-    "Rprop",
     "SGD",
 )
 
@@ -170,6 +168,7 @@ def test_plateau_without_warmup_begins_at_the_peak() -> None:
         ("cosine_with_min_lr", {"min_lr": None}, "min_lr"),
         ("plateau-with-warmup", {"bogus": 1}, "bogus"),
         ("linear", {"num_warmup_steps": 3}, "warmup_ratio"),
+        ("cosine", {"last_epoch": 3}, "last_epoch.*sets it when it resumes"),
         ("linear", {"num_training_steps": 3}, "epochs"),
         ("reduce_lr_on_plateau", {"factor": 2.0}, "[Ff]actor"),
     ],
@@ -224,7 +223,7 @@ def test_momentum_for_sgd() -> None:
     [
         ({"name": "SGD", "betas": (0.9, 0.99)}, r"optimizer\.betas: SGD has no such .*remove"),
         ({"name": "SGD", "eps": 1e-6}, r"optimizer\.eps: SGD has no such argument"),
-        ({"name": "Adafactor", "eps": 1e-6}, r"optimizer\.eps: Adafactor has no such argument"),
+        ({"name": "Adafactor"}, r"optimizer\.name: 'Adafactor' is no optimizer"),
         ({"name": "LBFGS"}, r"optimizer\.name: 'LBFGS' is no optimizer .*allowed: .*AdamW"),
         ({"name": "SparseAdam"}, r"optimizer\.name: 'SparseAdam'"),
         ({"name": "adamw"}, r"optimizer\.name: 'adamw'"),

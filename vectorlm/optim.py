@@ -17,8 +17,8 @@ from transformers import get_scheduler
 from vectorlm.config.schema import PLATEAU_SCHEDULERS, TrainParameters
 from vectorlm.config.schema import Optimizer as OptimizerConfig
 from vectorlm.errors import ConfigError
+from vectorlm.plan.optimizers import NOT_ON_SHARDS, NOT_USABLE
 
-_NEED_MORE_THAN_GRADIENTS = ("LBFGS", "SparseAdam", "Optimizer")
 # Optimizers whose fused kernels torch can run on shards.
 _FUSED_ON_SHARDS = ("Adam", "AdamW")
 # Arguments of a schedule that the file already gives under other names.
@@ -30,20 +30,17 @@ def build_optimizer(
     config: OptimizerConfig, parameters: Iterable[nn.Parameter]
 ) -> torch.optim.Optimizer:
     kind = getattr(torch.optim, config.name, None)
-    if config.name in _NEED_MORE_THAN_GRADIENTS or not (
+    unusable = (*NOT_USABLE, *NOT_ON_SHARDS)
+    if config.name in unusable or not (
         inspect.isclass(kind) and issubclass(kind, torch.optim.Optimizer)
     ):
-        names = [
-            n for n in dir(torch.optim) if n[0].isupper() and n not in _NEED_MORE_THAN_GRADIENTS
-        ]
+        names = [name for name in dir(torch.optim) if name[0].isupper() and name not in unusable]
         raise ConfigError(
             f"train_parameters.optimizer.name: {config.name!r} is no optimizer of torch.optim "
             f"that can be used here; allowed: {', '.join(names)}"
         )
     signature = inspect.signature(kind).parameters.values()
-    # Adafactor's `eps` is a pair of another meaning, given through `kwargs`.
-    accepted = {p.name for p in signature if p.name != "eps" or isinstance(p.default, float)}
-    arguments = _arguments(config, accepted)
+    arguments = _arguments(config, {parameter.name for parameter in signature})
     try:
         return kind(list(parameters), **arguments)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -134,6 +131,11 @@ def _scheduler(
         raise ConfigError(
             f"train_parameters.lr_scheduler_kwargs.{key}: follows from "
             f"train_parameters.{_GIVEN[key]}; remove it"
+        )
+    if "last_epoch" in kwargs:
+        raise ConfigError(
+            "train_parameters.lr_scheduler_kwargs.last_epoch: the trainer sets it when it resumes; "
+            "remove it"
         )
     try:
         if name in ("plateau-with-warmup", "plataeu-with-warmup"):

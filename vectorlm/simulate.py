@@ -30,7 +30,7 @@ from transformers import masking_utils
 
 from vectorlm.batch import Batch
 from vectorlm.config.schema import Config
-from vectorlm.errors import ConfigError, ModelError, VectorLMError
+from vectorlm.errors import ModelError, VectorLMError
 from vectorlm.ledger import GRADIENTS, OPTIMIZER, PARAMETERS, START, Ledger
 from vectorlm.model import attention
 from vectorlm.model.causal import CausalModel
@@ -110,14 +110,7 @@ def _optimizer_with_state(config: Config, model: CausalModel) -> torch.optim.Opt
     optimizer = build_optimizer(config.train_parameters.optimizer, trainable)
     for param in trainable:
         param.grad = torch.zeros_like(param)
-    try:
-        optimizer.step()
-    except RuntimeError as error:
-        raise ConfigError(
-            f"train_parameters.optimizer.name: {config.train_parameters.optimizer.name} cannot "
-            f"update parameters that are spread over ranks ({str(error).splitlines()[0]}); use "
-            "AdamW or SGD"
-        ) from error
+    optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return optimizer
 

@@ -12,12 +12,11 @@ from vectorlm.check import libraries
 from vectorlm.check.arguments import meant
 from vectorlm.check.finding import Finding, Surroundings, error, warning
 from vectorlm.check.model_files import ModelFiles
+from vectorlm.plan.lora import BIASES, STARTS
 
 KEY = "train_parameters.lora_peft_config"
-# As `vectorlm.model.lora` has them.
+# Ways to begin that change the base weights.
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "eva", "lora_ga")
-STARTS = (True, False, "gaussian")
-BIASES = ("none", "all", "lora_only")
 # What names on disk may begin with and names in memory not, or the other way round.
 _PREFIXES = (
     "",

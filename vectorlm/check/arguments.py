@@ -11,12 +11,9 @@ from typing import Any
 from vectorlm.check import libraries
 from vectorlm.check.finding import Finding, Surroundings, error, warning
 from vectorlm.config.schema import Optimizer, TrainParameters
+from vectorlm.plan.optimizers import NOT_ON_SHARDS, NOT_USABLE
 
-# As `vectorlm.optim` has them.
-NOT_USABLE = {"LBFGS", "SparseAdam", "Optimizer"}
-FUSED = {"Adam", "AdamW"}
-# torch cannot run their steps on tensors that are spread over ranks (up to torch 2.13).
-NOT_ON_SHARDS = {"Adafactor", "Rprop"}
+FUSED = {"Adam", "AdamW"}  # as `vectorlm.optim` runs them
 PLATEAUS = {"reduce_lr_on_plateau", "plateau-with-warmup", "plataeu-with-warmup"}
 # transformers drops their arguments without a word.
 DEAF = {"constant", "constant_with_warmup"}
@@ -42,7 +39,7 @@ def _optimizer(given: Optimizer, adapters: bool) -> Iterator[Finding]:
     known = libraries.optimizers()
     if known is None:
         return
-    usable = sorted(known.keys() - NOT_USABLE)
+    usable = sorted(known.keys() - set(NOT_USABLE))
     if given.name not in usable:
         yield error(
             f"{OPTIMIZER}.name",

@@ -15,11 +15,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from vectorlm.errors import ConfigError
+from vectorlm.plan.lora import BIASES, STARTS
 
 ADAPTER = "default"
-# Ways to begin that read or change the base weights: the base would have to be saved with the
-# adapters.
-_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "eva", "lora_ga")
 
 
 def lora_config(arguments: dict[str, Any], base: str) -> LoraConfig:
@@ -32,11 +30,18 @@ def lora_config(arguments: dict[str, Any], base: str) -> LoraConfig:
         raise ConfigError(f"{where}: {_unknown_arguments(arguments)}") from error
     except (ValueError, KeyError) as error:
         raise ConfigError(f"{where}: {error}") from error
-    start = config.init_lora_weights
-    if isinstance(start, str) and start.startswith(_CHANGES_BASE):
+    if config.init_lora_weights not in STARTS:
         raise ConfigError(
-            f"{where}.init_lora_weights: {start} changes the base model's weights, which adapters "
-            "alone cannot carry; allowed: true, gaussian, orthogonal, false"
+            f"{where}.init_lora_weights: {config.init_lora_weights} changes the base model's "
+            "weights, which adapters alone cannot carry, or is unknown; allowed: "
+            "true, gaussian, false"
+        )
+    if config.bias not in BIASES:
+        raise ConfigError(f"{where}.bias: {config.bias} is unknown; allowed: {', '.join(BIASES)}")
+    if config.trainable_token_indices:
+        raise ConfigError(
+            f"{where}.trainable_token_indices: tokens of their own cannot be trained with sharded "
+            "weights; remove it"
         )
     return config
 

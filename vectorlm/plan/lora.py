@@ -10,6 +10,9 @@ from typing import Any
 from vectorlm.plan.shapes import Matrix, ModelShape
 
 USUAL_RANK = 8
+# Ways to begin that neither read nor change the base weights, which adapters alone cannot carry.
+STARTS = (True, False, "gaussian")
+BIASES = ("none", "all", "lora_only")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,11 @@ from dataclasses import dataclass
 
 from vectorlm.config.schema import Optimizer
 
+# Of torch.optim: those that need more than gradients, and what is none.
+NOT_USABLE = ("LBFGS", "SparseAdam", "Optimizer")
+# torch (up to 2.13) cannot run their steps on tensors that are spread over ranks.
+NOT_ON_SHARDS = ("Adafactor", "Rprop")
+
 
 @dataclass(frozen=True)
 class Keeps:
@@ -22,7 +27,6 @@ _KEEPS = {
     "Adam": Keeps(2, 0),  # fused, see `vectorlm.optim`
     "AdamW": Keeps(2, 0),
     "SGD": Keeps(0, 0),
-    "Adafactor": Keeps(0, 2),
     "Adadelta": Keeps(2, 2),
     "Adagrad": Keeps(1, 2),
     "Adamax": Keeps(2, 1),
@@ -30,7 +34,6 @@ _KEEPS = {
     "NAdam": Keeps(2, 2),
     "RAdam": Keeps(2, 2),
     "RMSprop": Keeps(1, 1),
-    "Rprop": Keeps(2, 2),
     "Muon": Keeps(1, 1),
 }
 _UNKNOWN = Keeps(2, 2)
@@ -40,9 +43,8 @@ _ADDS = {
     "RMSprop": ("momentum", "centered"),
     "Adam": ("amsgrad",),
     "AdamW": ("amsgrad",),
-    "Adafactor": ("beta1",),
 }
-_DECAYS_APART = ("Adam", "AdamW", "Adafactor", "Muon")  # weight decay without a copy of gradients
+_DECAYS_APART = ("Adam", "AdamW", "Muon")  # weight decay without a copy of gradients
 
 
 def keeps(optimizer: Optimizer) -> Keeps:
