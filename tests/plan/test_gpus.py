@@ -53,6 +53,33 @@ def test_others_are_not_known(text: str) -> None:
     assert find_gpu(text) is None
 
 
+def test_a_part_of_a_gpu_is_no_whole_one() -> None:
+    part, whole = find_gpu("a100_3g.20gb"), find_gpu("a100")
+    assert part
+    assert whole
+    assert part.name == "A100-80GB 3g.20gb"
+    assert 19 * GIB < part.memory_bytes < 20 * GIB
+    assert part.half_tflops == pytest.approx(whole.half_tflops * 3 / 7)
+    assert find_gpu("1g.10gb") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "assumed"),
+    [
+        ("a100", "A100-40GB"),
+        ("v100", "V100-32GB"),
+        ("a100-80", ""),
+        ("v100-32gb", ""),
+        ("h100", ""),
+    ],
+)
+def test_what_a_name_leaves_open_is_said(text: str, assumed: str) -> None:
+    gpu = find_gpu(text)
+    assert gpu
+    assert bool(gpu.assumed) == bool(assumed)
+    assert assumed in gpu.assumed
+
+
 def test_every_name_of_the_table_finds_itself() -> None:
     for name in KNOWN:
         gpu = find_gpu(name)

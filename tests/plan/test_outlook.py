@@ -175,7 +175,7 @@ def test_steps_and_hours_follow_the_data(tmp_path: Path) -> None:
         epochs=3,
         gradient_accumulation_steps=2,
         dataset=prepared(tmp_path),
-        slurm={"gpus_per_node": 2, "gpu_type": "a100", "time": "08:00:00"},
+        slurm={"gpus_per_node": 2, "gpu_type": "a100_80gb", "time": "08:00:00"},
     )
     outlook = make_outlook(planned)
     assert outlook.steps == 3 * 8  # 60 rows, 8 a step

@@ -7,7 +7,7 @@ without sparsity; links are what a GPU sends to others of its node at best, a se
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vectorlm.config.schema import Precision
 
@@ -17,7 +17,7 @@ GIB = 2**30
 @dataclass(frozen=True)
 class Gpu:
     """`half_tflops`: bf16, or fp16 where there is no bf16; `full_tflops`: 32 bits as torch takes
-    them by default, without TF32."""
+    them by default, without TF32. `assumed`: what a name left open, and how it was taken."""
 
     name: str
     memory_bytes: int
@@ -26,6 +26,7 @@ class Gpu:
     bandwidth_bytes: float
     link_bytes: float
     has_bf16: bool = True
+    assumed: str = ""
 
     def peak_flops(self, precision: Precision) -> float:
         return 1e12 * (self.full_tflops if precision == "32-true" else self.half_tflops)
@@ -79,5 +80,29 @@ def find_gpu(text: str) -> Gpu | None:
     for pattern, gpu in _GPUS:
         # `ga100` and `gb200` are no names of these; a letter before one makes it another.
         if re.search(rf"(?<![a-z0-9])(?:{pattern})|(?:gpu|rtx|quadro|g)(?:{pattern})", plain):
-            return gpu
+            return _slice(gpu, plain) or replace(gpu, assumed=_assumed(gpu, text, plain))
     return None
+
+
+def _slice(gpu: Gpu, plain: str) -> Gpu | None:
+    """A part of a GPU (MIG), such as `a100_3g.20gb`: so many sevenths, and so much memory."""
+    part = re.search(r"([1-7])g\.(\d+)gb", plain)
+    if part is None:
+        return None
+    share, memory_gib = int(part[1]) / 7, int(part[2])
+    return replace(
+        gpu,
+        name=f"{gpu.name} {part[0]}",
+        memory_bytes=int(0.97 * memory_gib * GIB),
+        half_tflops=gpu.half_tflops * share,
+        full_tflops=gpu.full_tflops * share,
+        bandwidth_bytes=gpu.bandwidth_bytes * share,
+    )
+
+
+def _assumed(gpu: Gpu, text: str, plain: str) -> str:
+    kind, _, size = gpu.name.partition("-")
+    others = [name for name in KNOWN if name.startswith(f"{kind}-") and name != gpu.name]
+    if not others or size.removesuffix("GB") in plain:
+        return ""
+    return f"{text} is taken for {gpu.name}; there is {others[0]}, too: name it with its size"

@@ -221,6 +221,8 @@ class _Outlook:
         )
 
     def _note(self, memory: Memory) -> None:
+        if self.gpu and self.gpu.assumed:
+            self.notes.append(self.gpu.assumed)
         if self.shape.rough:
             self.notes.append(
                 f"the family {self.shape.model_type} is not known here and is taken for a Llama: "
