@@ -82,7 +82,8 @@ def look(here: Surroundings) -> Iterator[Finding]:
             tuple(Node(one["NodeName"], one) for one in _show(here, "node")),
         )
     except (ClusterError, KeyError) as problem:
-        text = f"Slurm cannot be asked what it has ({problem})"
+        first = str(problem).split("; ")[0]
+        text = f"Slurm cannot be asked what it has ({first})"
         yield note("slurm", text, "run it on a login node, to have this looked at, too")
         return
     looks = (
