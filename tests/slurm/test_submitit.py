@@ -137,7 +137,7 @@ def test_a_mistake_is_told_by_the_result(
 ) -> None:
     run = SubmititRun(slurm, tmp_path, {**shared, "data": tmp_path / "nowhere"})
     run.output = tmp_path / "it's [x] $(touch canary)"
-    run.submit(f"--set=train_parameters.output_dir={run.output}")
+    run.submit(f"--set=train_parameters.output_dir={run.output}", "--force")
     assert slurm.wait(run.job) == "FAILED"
     with pytest.raises(FailedJobError, match=r"nowhere: (?s:.*)"):
         run.known_to_submitit().task(0).result()
@@ -149,7 +149,7 @@ def test_a_mistake_is_told_by_the_result(
 
 def test_a_refusal_names_the_key(slurm: Lab, shared: dict[str, Any], tmp_path: Path) -> None:
     run = SubmititRun(slurm, tmp_path, shared, partition="nope")
-    command = ["vectorlm", "submit", "--config", run.config]
+    command = ["vectorlm", "submit", "--force", "--config", run.config]
     done = slurm.run(*command, cwd=tmp_path, check=False)
     assert done.returncode == 2
     assert re.search(r"sbatch refused the job: .*\nchange slurm\.partition", done.stderr)
