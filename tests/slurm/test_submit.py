@@ -257,7 +257,7 @@ def test_prepare_then_train(project: Project) -> None:
 
 def test_without_data_training_never_starts(project: Project) -> None:
     (project.folder / "raw.jsonl").unlink()
-    said = project.vectorlm("submit", "--with-preprocess")[1]
+    said = project.vectorlm("submit", "--with-preprocess", "--force")[1]
     first, then = re.findall(r"^Job (\d+)", said, re.M)
     assert project.lab.wait(first) == "FAILED"
     assert "load_path: there is no file or folder raw.jsonl" in project.lab.log(first)
