@@ -46,7 +46,7 @@ demo: $(STAMP)
 	@$(BIN)/python -m vectorlm.demo
 
 test: $(STAMP)
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --durations=10 $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

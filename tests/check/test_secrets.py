@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,11 @@ AWS = "AKIA" + "ABCDEFGHIJKLMNOP"
 
 
 @pytest.fixture
-def project(project: Project) -> Project:
-    project.folder.chmod(0o755)
-    return project
+def project() -> Iterator[Project]:
+    """In a folder that others can reach: pytest's own are closed to them."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        Path(folder).chmod(0o755)
+        yield Project(Path(folder))
 
 
 def test_nothing(project: Project) -> None:
@@ -63,13 +67,13 @@ def test_a_secret_in_a_comment(project: Project) -> None:
 
 
 def opened(project: Project, name: str, mode: int) -> Path:
-    """A file, with every folder around it open to others."""
+    """A file, with the folders of the project open to others."""
     path = project.folder / "home" / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("machine x login y password z")
     path.chmod(mode)
     for folder in path.parents:
-        if folder.is_relative_to(project.folder.parent.parent):
+        if folder.is_relative_to(project.folder):
             folder.chmod(0o755)
     return path
 
