@@ -124,9 +124,10 @@ def test_gpu_that_cannot_be_read(text: str) -> None:
 
 def test_largest_batch(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = said(capsys, "--config", str(file), "--find-batch")
-    assert "largest micro-batch that fits is 2 rows" in text
+    assert "largest micro-batch that fits has 1 row: dataset.train_bs: 1, " in text
+    assert "gradient_accumulation_steps: 4. Tokens a second: -1%" in text
     values = json.loads(said(capsys, "--config", str(file), "--find-batch", "--json"))
-    assert values["largest_micro_batch"] == values["gradient_accumulation_steps"] == 2
+    assert (values["largest_micro_batch"], values["gradient_accumulation_steps"]) == (1, 4)
     one = said(capsys, "--config", str(file), "--find-batch", "--gpu", "a100:1")
     assert "Not even a micro-batch of one row fits" in one
 

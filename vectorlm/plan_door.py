@@ -66,7 +66,8 @@ def plan(arguments: argparse.Namespace) -> int:
     if arguments.apply is not None:
         return _apply(asked, outlook, arguments.apply)
     simulated = _simulate(config, outlook) if arguments.simulate else None
-    changes = find_changes(config, outlook, gpu, count) if outlook.fits is not True else []
+    helps = outlook.fits is not True and not outlook.obstacle
+    changes = find_changes(config, outlook, gpu, count) if helps else []
     if arguments.json:
         values = [picture.change_values(change) for change in changes]
         more = {"simulated": picture.simulated_values(simulated)} if simulated else {}
@@ -75,7 +76,7 @@ def plan(arguments: argparse.Namespace) -> int:
     picture.show(outlook, console)
     if simulated:
         picture.show_simulated(outlook, simulated, console)
-    if outlook.fits is not True and outlook.hardware.gpu:
+    if helps and outlook.hardware.gpu:
         console.print()
         picture.show_changes(changes, console)
     return EXIT_OK
@@ -126,7 +127,7 @@ def _heaviest(
 
 def _find_batch(asked: Asked, as_json: bool, console: Console) -> int:
     rows, outlook = largest_batch(asked.config, asked.gpu, asked.count)
-    times = accumulation_for(asked.config, max(rows, 1), outlook.hardware.ranks)
+    times = accumulation_for(asked.config, max(rows, 1))
     if as_json:
         found = {"largest_micro_batch": rows, "gradient_accumulation_steps": times}
         print(picture.to_json(outlook, **found))
@@ -138,12 +139,27 @@ def _find_batch(asked: Asked, as_json: bool, console: Console) -> int:
         picture.show(outlook, console)
     else:
         console.print(
-            f"The largest micro-batch that fits is {rows} rows: dataset.train_bs: {rows}, and "
-            f"train_parameters.gradient_accumulation_steps: {times} for about as many rows a step",
+            f"The largest micro-batch that fits has {rows} row{'s' * (rows > 1)}: "
+            f"dataset.train_bs: {rows}, train_parameters.gradient_accumulation_steps: {times}"
+            f"{_compared(asked, outlook)}",
             soft_wrap=True,
         )
         picture.show(outlook, console)
     return EXIT_OK
+
+
+def _compared(asked: Asked, then: Outlook) -> str:
+    """What a larger micro-batch changes beside memory."""
+    now = make_outlook(asked.config, asked.gpu, asked.count)
+    said = ""
+    if now.tokens_per_step != then.tokens_per_step:
+        said += f". A step then has {then.tokens_per_step:,} tokens, and now "
+        said += f"{now.tokens_per_step:,}: mind the learning rate"
+    if now.seconds_per_step and then.seconds_per_step:
+        before = now.tokens_per_step / now.seconds_per_step
+        gain = then.tokens_per_step / then.seconds_per_step / before - 1
+        said += f". Tokens a second: {gain:+.0%}"
+    return said
 
 
 def _compare(asked: Asked, as_json: bool, console: Console) -> int:
@@ -157,6 +173,8 @@ def _compare(asked: Asked, as_json: bool, console: Console) -> int:
 
 
 def _apply(asked: Asked, outlook: Outlook, number: int) -> int:
+    if outlook.fits:
+        raise ConfigError("plan --apply: the run fits, so there is nothing to apply")
     changes = find_changes(asked.config, outlook, asked.gpu, asked.count)
     if not 1 <= number <= len(changes):
         raise ConfigError(
@@ -170,7 +188,9 @@ def _apply(asked: Asked, outlook: Outlook, number: int) -> int:
             "GPUs, or give it a section slurm"
         )
     apply(asked.path, asked.overrides, patch)
-    print(f"{asked.path}: {change.words}")
+    ranks = change.outlook.hardware.ranks
+    more = ranks > outlook.hardware.ranks and asked.config.slurm is None
+    print(f"{asked.path}: {change.words}" + (f"; and start it on {ranks} GPUs" if more else ""))
     return EXIT_OK
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.tiny import write_rows
 from vectorlm.config.schema import Config
 from vectorlm.plan.changes import (
     Change,
@@ -164,8 +165,19 @@ def test_largest_batch_is_the_last_that_fits(tmp_path: Path) -> None:
     assert outlook.micro_batch == rows
     assert make_outlook(planned, a100(), 4, rows).fits
     assert not make_outlook(planned, a100(), 4, rows + 1).fits
-    assert accumulation_for(planned, rows, 4) == 1
-    assert accumulation_for(config(tmp_path, rows=8, gradient_accumulation_steps=5), 16, 4) == 3
+    assert accumulation_for(planned, rows) == 1
+    assert accumulation_for(config(tmp_path, rows=8, gradient_accumulation_steps=5), 16) == 3
+
+
+def test_largest_batch_is_planned_as_it_is_advised(tmp_path: Path) -> None:
+    """With the accumulation that goes with it, and no larger than the data has for a rank."""
+    planned = config(tmp_path, use_activation_checkpointing=True, gradient_accumulation_steps=8)
+    rows, outlook = largest_batch(planned, a100(), 4)
+    assert outlook.tokens_per_step == rows * accumulation_for(planned, rows) * 4 * 4096
+    few = write_rows(tmp_path / "few", [[[5] * 8]] * 12, 4096)
+    assert planned.dataset
+    data = planned.dataset.model_copy(update={"train_ds": str(few)})
+    assert largest_batch(planned.model_copy(update={"dataset": data}), a100(), 4)[0] == 3
 
 
 def test_no_batch_fits(tmp_path: Path) -> None:

@@ -113,4 +113,5 @@ def test_without_a_job_nothing_is_cut() -> None:
 
 
 def test_a_limit_that_leaves_no_time() -> None:
-    assert requeues(3600, slurm(time="00:05:00"), 0) == slurm().max_requeues
+    assert requeues(3600, slurm(time="00:05:00"), 0) is None
+    assert requeues(60, slurm(time="00:08:00"), 10**12) == 0, "done before anything is cut"

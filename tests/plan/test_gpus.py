@@ -57,7 +57,7 @@ def test_a_part_of_a_gpu_is_no_whole_one() -> None:
     part, whole = find_gpu("a100_3g.20gb"), find_gpu("a100")
     assert part
     assert whole
-    assert part.name == "A100-80GB 3g.20gb"
+    assert part.name == "A100 3g.20gb"
     assert 19 * GIB < part.memory_bytes < 20 * GIB
     assert part.half_tflops == pytest.approx(whole.half_tflops * 3 / 7)
     assert find_gpu("1g.10gb") is None

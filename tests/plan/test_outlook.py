@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -247,3 +248,32 @@ def test_evaluation_counts(tmp_path: Path) -> None:
     )
     assert outlook.moment == "evaluation"
     assert any("eval_bs" in note for note in outlook.notes)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "train", "said"),
+    [
+        ("v100-32", {"use_mp": True}, "V100-32GB has no bf16; set .*16-mixed"),
+        ("a100-80", {"optimizer": {"name": "Adafactor"}}, "Adafactor cannot be used"),
+        ("a100-80", {"max_seq_len": 8192}, "8192 is more than the model's 4096 positions"),
+        ("a100-80", {"lora_peft_config": {"target_modules": ["zzz"]}}, "matches no layer"),
+    ],
+)
+def test_what_would_be_refused_does_not_fit(
+    gpu: str, train: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    outlook = make_outlook(
+        config(tmp_path, TINY_1B, **{"max_seq_len": 512, **train}), find_gpu(gpu)
+    )
+    assert outlook.fits is False
+    assert re.search(said, outlook.obstacle)
+    assert outlook.why_open == outlook.obstacle
+
+
+def test_a_run_that_never_ends_is_said(tmp_path: Path) -> None:
+    slurm = {"gpu_type": "a100-80", "time": "00:06:00", "gpus_per_node": 2}
+    data = prepared(tmp_path)
+    planned = config(tmp_path, TINY_1B, max_seq_len=128, epochs=9000, dataset=data, slurm=slurm)
+    outlook = make_outlook(planned)
+    assert outlook.requeues is None
+    assert "the run never ends" in str(outlook.notes)

@@ -27,8 +27,15 @@ def look(here: Surroundings) -> Iterator[Finding]:
     outlook, slurm = here.outlook, here.config.slurm
     if outlook is None or slurm is None:
         return
+    if outlook.obstacle:
+        return  # said elsewhere, where it stands
     if slurm.gpu_type and outlook.hardware.gpu:
         yield from _memory(here, outlook, outlook.hardware.gpu, slurm.gpu_type)
+    elif slurm.gpus_per_node:
+        why = f"{slurm.gpu_type} is not known" if slurm.gpu_type else "is not given"
+        text = f"{why}, so whether the run fits the GPU's memory was not looked at"
+        cure = f"give it; a GPU needs about {gib(outlook.needed_bytes)}"
+        yield note("slurm.gpu_type", text, cure)
     yield from _host(outlook, slurm)
     yield from _time(here, outlook, slurm)
 
@@ -37,6 +44,8 @@ def look(here: Surroundings) -> Iterator[Finding]:
 
 
 def _memory(here: Surroundings, outlook: Outlook, gpu: Gpu, kind: str) -> Iterator[Finding]:
+    if gpu.assumed:
+        yield note("slurm.gpu_type", gpu.assumed, "as --gpu of vectorlm plan, to be sure")
     larger = find_gpu(LARGEST.get(gpu.name, ""))
     if larger and not outlook.fits and "16" not in kind:
         gpu = larger
@@ -95,7 +104,10 @@ def _time(here: Surroundings, outlook: Outlook, slurm: Slurm) -> Iterator[Findin
             text = f"{slurm.signal_lead_s} s may be too few for a step and a save, "
             text += f"about {step_s + save_s:,.0f} s"
             yield warning("slurm.signal_lead_s", text, "raise it")
-    if outlook.hours is not None and outlook.requeues:
+    if outlook.hours is not None and outlook.requeues is None:
+        text = "no start gets past its own start-up and save, so the run would never end"
+        yield warning("slurm.time", text, "raise slurm.time")
+    elif outlook.hours is not None and outlook.requeues:
         yield from _too_long(here, outlook, slurm)
 
 

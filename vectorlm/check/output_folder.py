@@ -48,11 +48,14 @@ def look(here: Surroundings) -> Iterator[Finding]:
 
 
 def _kind_of_place(here: Surroundings, folder: Path) -> Iterator[Finding]:
+    real = folder.resolve()
+    if here.model_folder and here.model_folder.resolve() in (real, *real.parents):
+        text = f"{folder} lies in the model's own folder"
+        yield warning(KEY, text, f"{ANOTHER}, so that the model stays as it is")
     slurm_section = here.config.slurm
     mount = mount_of(folder)
-    real = os.path.realpath(folder)
     if slurm_section is not None and slurm_section.nodes > 1:
-        local = any(real == place or real.startswith(place + "/") for place in NODE_LOCAL)
+        local = any(Path(place) in (real, *real.parents) for place in NODE_LOCAL)
         if local or (mount and mount.kind in IN_MEMORY):
             yield warning(
                 KEY,
@@ -80,6 +83,13 @@ def _room(here: Surroundings, folder: Path) -> Iterator[Finding]:
                 f"{gib(free_bytes)} {what}",
                 f"make room, lower train_parameters.keep_checkpoints, or {ANOTHER}",
             )
+        elif free_bytes is not None and free_bytes < needed + _converted_bytes(here):
+            yield warning(
+                KEY,
+                f"in {folder} {gib(free_bytes)} {what}: enough to train, but not for `vectorlm "
+                f"convert` behind it, which takes {gib(_converted_bytes(here))} more",
+                "make room until then, or convert to another place: vectorlm convert --out FOLDER",
+            )
         if free_files is not None and free_files < FEWEST_FILES:
             yield error(
                 KEY,
@@ -98,6 +108,10 @@ def needed_bytes(here: Surroundings, folder: Path) -> int:
     most = min(saves, train.keep_checkpoints + 1) if train.checkpointing_enabled else 0
     there = sum(1 for _ in (folder / "checkpoints").glob("step_*"))
     return outlook.checkpoint_bytes * max(most - there, 0) + outlook.final_bytes // 2
+
+
+def _converted_bytes(here: Surroundings) -> int:
+    return here.outlook.final_bytes // 2 if here.outlook else 0
 
 
 # --- who has it -----------------------------------------------------------------------------------

@@ -183,8 +183,8 @@ def _more_gpus(config: Config, now: Outlook, factor: int, besides: Patch) -> Ite
         return
     if times % factor == 0:
         patch[key] = times // factor
-    if config.slurm is None:
-        yield _Idea(f"{ranks} GPUs", patch, count=ranks)
+    if config.slurm is None:  # the file does not say how many there are
+        yield _Idea(f"{ranks} GPUs", dict(besides), count=ranks)
     elif now.hardware.ranks_per_node * factor <= GPUS_A_NODE:
         patch["slurm.gpus_per_node"] = config.slurm.gpus_per_node * factor
         count = now.hardware.ranks_per_node * factor
@@ -238,15 +238,22 @@ def yaml_value(value: Any) -> str:
 
 
 def largest_batch(config: Config, gpu: Gpu | None, count: int | None) -> tuple[int, Outlook]:
-    """(rows, outlook) of the largest micro-batch that fits; 0 and that of one row, if none does."""
+    """(rows, outlook) of the largest micro-batch that fits, with accumulation as it then should be;
+    0 and that of one row, if none does. No larger than what the data has for a rank.
+    """
     shape = read_shape(config.model)
 
     def planned(rows: int) -> Outlook:
-        return make_outlook(config, gpu, count, rows, shape)
+        key = "train_parameters.gradient_accumulation_steps"
+        changed = patched(config, {key: accumulation_for(config, rows)})
+        return make_outlook(changed, gpu, count, rows, shape)
 
+    now = planned(1)
+    most = min(LARGEST_BATCH, max((now.rows or LARGEST_BATCH) // now.hardware.ranks, 1))
     good, bad = 0, 1
-    while bad <= LARGEST_BATCH and planned(bad).fits:
+    while bad <= most and planned(bad).fits:
         good, bad = bad, bad * 2
+    bad = min(bad, most + 1)
     while bad - good > 1:
         middle = (good + bad) // 2
         if planned(middle).fits:
@@ -271,7 +278,7 @@ def compared(config: Config, gpu: Gpu | None, count: int | None) -> Iterator[tup
             yield name, make_outlook(patched(config, patch), gpu, count, shape=shape)
 
 
-def accumulation_for(config: Config, rows: int, ranks: int) -> int:
+def accumulation_for(config: Config, rows: int) -> int:
     """Micro-batches of that size that keep the rows of an optimizer step as they are, or above."""
     old = config.dataset.train_bs if config.dataset else 1
     return math.ceil(old * config.train_parameters.gradient_accumulation_steps / rows)

@@ -126,12 +126,18 @@ def _rate(group: int, work: Work, gpu: Gpu, between_bytes: float) -> float:
 # --- the run --------------------------------------------------------------------------------------
 
 
-def requeues(train_s: float, slurm: Slurm | None, checkpoint_bytes: int) -> int:
+def requeues(train_s: float, slurm: Slurm | None, checkpoint_bytes: int) -> int | None:
     """How often the time limit cuts the run: each start trains until the signal, less what it
-    takes to begin, and saves within the lead."""
+    takes to begin and to save. None: it never ends, for no start gets so far as to train."""
     if slurm is None:
         return 0
-    useful = slurm.time_s - slurm.signal_lead_s - START_S - checkpoint_bytes / DISK_BYTES
+    until_signal = slurm.time_s - slurm.signal_lead_s
+    useful = until_signal - least_start_s(checkpoint_bytes)
     if useful <= 0:
-        return slurm.max_requeues if train_s > 0 else 0
+        return 0 if START_S + train_s <= until_signal else None
     return max(math.ceil(train_s / useful) - 1, 0)
+
+
+def least_start_s(checkpoint_bytes: int) -> float:
+    """What a start takes without any training."""
+    return START_S + checkpoint_bytes / DISK_BYTES

@@ -71,28 +71,30 @@ _GPUS: tuple[tuple[str, Gpu], ...] = (
     ("mi300", _gpu("MI300X", 191.5, 1307, 163, 5300, 350)),
     ("mi250", _gpu("MI250", 63.9, 191.5, 22.6, 1638, 100)),
 )
+# A part of a GPU (MIG), such as `a100_3g.20gb`: so many sevenths, and so much memory.
+_PART = re.compile(r"([1-7])g\.(\d+)gb")
 KNOWN = tuple(gpu.name for _, gpu in _GPUS)
 
 
 def find_gpu(text: str) -> Gpu | None:
     """The GPU that a name means, or None. An A100 or H100 without a size has 80 GB, a V100 16."""
     plain = re.sub(r"[\s_\-]|nvidia|amd|tesla|geforce|instinct|sxm\d*", "", text.lower())
+    part = _PART.search(plain)
+    plain = _PART.sub("", plain)
     for pattern, gpu in _GPUS:
         # `ga100` and `gb200` are no names of these; a letter before one makes it another.
         if re.search(rf"(?<![a-z0-9])(?:{pattern})|(?:gpu|rtx|quadro|g)(?:{pattern})", plain):
-            return _slice(gpu, plain) or replace(gpu, assumed=_assumed(gpu, text, plain))
+            if part:
+                return _slice(gpu, int(part[1]), int(part[2]))
+            return replace(gpu, assumed=_assumed(gpu, text, plain))
     return None
 
 
-def _slice(gpu: Gpu, plain: str) -> Gpu | None:
-    """A part of a GPU (MIG), such as `a100_3g.20gb`: so many sevenths, and so much memory."""
-    part = re.search(r"([1-7])g\.(\d+)gb", plain)
-    if part is None:
-        return None
-    share, memory_gib = int(part[1]) / 7, int(part[2])
+def _slice(gpu: Gpu, sevenths: int, memory_gib: int) -> Gpu:
+    share = sevenths / 7
     return replace(
         gpu,
-        name=f"{gpu.name} {part[0]}",
+        name=f"{gpu.name.partition('-')[0]} {sevenths}g.{memory_gib}gb",
         memory_bytes=int(0.97 * memory_gib * GIB),
         half_tflops=gpu.half_tflops * share,
         full_tflops=gpu.full_tflops * share,

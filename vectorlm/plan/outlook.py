@@ -15,10 +15,11 @@ from vectorlm.errors import DataError
 from vectorlm.manifest import Manifest, read_manifest
 from vectorlm.plan.calibration import correction
 from vectorlm.plan.disk import disk, host_bytes
-from vectorlm.plan.duration import StepTime, Work, requeues, step_time
+from vectorlm.plan.duration import BETWEEN_BYTES, StepTime, Work, least_start_s, requeues, step_time
 from vectorlm.plan.gpus import GIB, KNOWN, Gpu, find_gpu
 from vectorlm.plan.lora import adapters_of
 from vectorlm.plan.memory import Load, Memory, choose_kernel, peak, shard_group
+from vectorlm.plan.optimizers import NOT_ON_SHARDS, NOT_USABLE
 from vectorlm.plan.shapes import ModelShape, read_shape
 from vectorlm.steps import Steps
 
@@ -32,6 +33,7 @@ DOUBT = 0.03
 ROUGH_DOUBT = 0.2
 DOUBT_OF_ALL = 0.005
 DRIVER_BYTES = GIB // 4
+WAITS = 0.3  # of a step: more of it is worth a word
 
 
 @dataclass(frozen=True)
@@ -46,10 +48,12 @@ class Hardware:
 @dataclass(frozen=True)
 class Outlook:
     """Bytes and seconds; of memory, of one rank. `fits` is None when it cannot be said, for
-    `why_open`. What is None is not known: times without a GPU, steps without prepared data."""
+    `why_open`, and False whatever the memory where the run would be refused, for an `obstacle`.
+    What is None is not known: times without a GPU, steps without prepared data."""
 
     fits: bool | None
     why_open: str
+    obstacle: str
     peak_bytes: int
     breakdown: dict[str, int]
     moment: str
@@ -69,6 +73,7 @@ class Outlook:
     tokens_per_step: int
     supervised_tokens: int | None
     steps: int | None
+    rows: int | None
     time: StepTime | None
     seconds_per_step: float | None
     hours: float | None
@@ -133,20 +138,25 @@ class _Outlook:
         memory = peak(shape, train, self.load, hardware.ranks, hardware.ranks_per_node, kernel)
         memory = self._corrected(memory)
         margin, doubt = self._margin(memory), self._doubt(memory)
+        trained = self.adapters.parameters(shape) if self.adapters else shape.parameters
+        obstacle = self._obstacle(trained)
         fits, why_open = self._verdict(memory.peak_bytes, margin, doubt)
+        if obstacle:
+            fits, why_open = False, obstacle
         self._note(memory)
         written = disk(shape, train, self.adapters, self.manifest.tokens if self.manifest else 0)
-        trained = self.adapters.parameters(shape) if self.adapters else shape.parameters
         time = self._time()
         steps = self._steps()
         run_s = time.total_s * steps if time and steps else None
         again = None
         if run_s is not None:
             again = requeues(run_s, self.config.slurm, written.checkpoint_bytes)
-            self._note_requeues(again)
+            self._note_requeues(again, written.checkpoint_bytes)
+        self._note_waits(time)
         return Outlook(
             fits=fits,
             why_open=why_open,
+            obstacle=obstacle,
             peak_bytes=memory.peak_bytes,
             breakdown=memory.breakdown,
             moment=memory.moment,
@@ -166,6 +176,7 @@ class _Outlook:
             tokens_per_step=round(self._rank_tokens() * hardware.ranks),
             supervised_tokens=self.manifest.supervised_tokens if self.manifest else None,
             steps=steps,
+            rows=self.manifest.rows if self.manifest else None,
             time=time,
             seconds_per_step=time.total_s if time else None,
             hours=run_s / 3600 if run_s is not None else None,
@@ -220,6 +231,19 @@ class _Outlook:
             f"{doubt / GIB:.1f} GiB"
         )
 
+    def _obstacle(self, trained: int) -> str:
+        """What keeps the run from starting on that GPU, however much memory there is."""
+        train, limit = self.train, self.shape.max_positions
+        if self.gpu and not self.gpu.has_bf16 and train.effective_precision.startswith("bf16"):
+            return f"{self.gpu.name} has no bf16; set train_parameters.precision: 16-mixed"
+        if train.optimizer.name in (*NOT_USABLE, *NOT_ON_SHARDS):
+            return f"{train.optimizer.name} cannot be used with sharded parameters; take another"
+        if limit and train.max_seq_len > limit:
+            return f"max_seq_len {train.max_seq_len} is more than the model's {limit} positions"
+        if not trained:
+            return "lora_peft_config.target_modules matches no layer, so nothing would be trained"
+        return ""
+
     def _note(self, memory: Memory) -> None:
         if self.gpu and self.gpu.assumed:
             self.notes.append(self.gpu.assumed)
@@ -235,9 +259,23 @@ class _Outlook:
         if memory.moment == "evaluation":
             self.notes.append("the peak comes with an evaluation: lower dataset.eval_bs")
 
-    def _note_requeues(self, again: int) -> None:
+    def _note_waits(self, time: StepTime | None) -> None:
+        if time and time.waits_s > WAITS * time.total_s:
+            self.notes.append(
+                f"{time.waits_s / time.total_s:.0%} of a step waits for links, between nodes "
+                f"taken to be {BETWEEN_BYTES / 1e9:.1f} GB/s a node: --compare shows other ways to "
+                "share"
+            )
+
+    def _note_requeues(self, again: int | None, checkpoint_bytes: int) -> None:
         slurm = self.config.slurm
-        if slurm and again and not slurm.requeue:
+        if again is None:
+            self.notes.append(
+                "the run never ends: to start and to save takes about "
+                f"{least_start_s(checkpoint_bytes) / 60:,.0f} minutes, and slurm.time less "
+                "signal_lead_s must be well above that"
+            )
+        elif slurm and again and not slurm.requeue:
             self.notes.append(
                 "the time limit ends it before it is done, and slurm.requeue is false"
             )

@@ -56,7 +56,7 @@ def show_changes(changes: Sequence[Change], console: Console) -> None:
     if not changes:
         console.print("No single change that is known here makes it fit.")
         return
-    table = _table("#", "change", "GiB a GPU", "time a step", "fits")
+    table = _table("#", "change", "GiB a GPU", "time a token", "fits")
     for number, change in enumerate(changes, 1):
         table.add_row(
             str(number),
@@ -169,6 +169,8 @@ def _title(outlook: Outlook) -> Text:
 
 def _verdict(outlook: Outlook) -> Text:
     needed = gib(outlook.needed_bytes)
+    if outlook.obstacle:
+        return Text(f"WILL NOT RUN: {outlook.obstacle}", style="bold red")
     if outlook.capacity_bytes is None:
         return Text(f"Needs {needed:.1f} GiB a GPU; {outlook.why_open}")
     have = f"{needed:.1f} of {gib(outlook.capacity_bytes):.1f} GiB a GPU"
@@ -228,7 +230,8 @@ def _facts(outlook: Outlook) -> Table:
         (
             "disk",
             f"{_gib(outlook.disk_bytes)}, of that a checkpoint "
-            f"{_gib(outlook.checkpoint_bytes)}, final model {_gib(outlook.final_bytes)}",
+            f"{_gib(outlook.checkpoint_bytes)}, final-model and hf-model "
+            f"{_gib(outlook.final_bytes // 2)} each",
         ),
         ("host memory", f"{_gib(outlook.host_bytes)} on the first node"),
     ]
@@ -250,6 +253,8 @@ def _seconds(outlook: Outlook) -> str:
 
 def _hours(outlook: Outlook) -> str:
     again = f", {outlook.requeues} requeues" if outlook.requeues else ""
+    if outlook.requeues is None:
+        again = " of training, and no end"
     return f"{outlook.hours:,.1f} hours{again}, {outlook.gpu_hours:,.1f} GPU hours"
 
 

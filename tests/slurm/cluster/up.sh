@@ -49,6 +49,8 @@ for i in $(seq 0 $((GPUS - 1))); do mknod "dev/gpu$i" c 1 $((200 + i)); done
     echo "NodeName=n$i NodeHostname=n$i NodeAddr=$(address "$i") Port=$((port + 10 + i))" \
       "CPUs=$CPUS RealMemory=$MEM Gres=gpu:a100:$GPUS,lscratch:500"
   done
+  # Nodes of several clusters share /tmp, where jobs have folders by their number.
+  echo "FirstJobId=$((port * 100))"
   partition a100 Default=YES DefaultTime=10 PriorityTier=1 PreemptMode=REQUEUE
   partition grace PriorityTier=1 PreemptMode=REQUEUE GraceTime=15
   partition urgent PriorityTier=10 PreemptMode=OFF
