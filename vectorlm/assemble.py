@@ -4,6 +4,7 @@ Floor 4, called by `train`.
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -243,4 +244,14 @@ def _facts(config: Config, dataset: DatasetConfig, trainer: Trainer, start: Star
         f"data {dataset.train_ds}: {steps.rows:,} rows, {trainer.data.manifest.tokens:,} tokens",
         f"{start.total_steps:,} steps of {steps.global_batch} rows, {train.epochs} epochs of "
         f"{steps.per_epoch:,} steps",
+        *_idle_gpus(ranks),
     ]
+
+
+def _idle_gpus(ranks: Ranks) -> Iterator[str]:
+    held = os.environ.get("SLURM_GPUS_ON_NODE", "0")
+    if ranks.device.type == "cpu" and held not in ("", "0"):
+        yield (
+            f"warning: the job holds {held} GPUs a node and computes on the CPU, for torch "
+            f"{torch.__version__} finds none: take a build with CUDA, or set slurm.gpus_per_node: 0"
+        )

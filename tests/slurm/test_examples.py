@@ -55,6 +55,7 @@ def train_and_load(lab: Lab, checkout: Path, config: str, *sbatch: str) -> str:
 def test_one_node(lab: Lab, checkout: Path) -> None:
     log = train_and_load(lab, checkout, "configs/demo.yaml", "examples/launch.sh")
     assert "4 ranks on CPU: FULL_SHARD" in log
+    assert "warning: the job holds 4 GPUs a node and computes on the CPU" in log
 
 
 @pytest.mark.slow

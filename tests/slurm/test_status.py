@@ -20,8 +20,9 @@ from vectorlm import status_view
 from vectorlm.cli import main
 from vectorlm.cluster import journal, queue, status
 from vectorlm.cluster.queue import Queue
+from vectorlm.cluster.slurm import call
 from vectorlm.cluster.status import Run, SweepRuns
-from vectorlm.errors import EXIT_OK
+from vectorlm.errors import EXIT_OK, ClusterError
 
 BOTH_NODES = ("-N2", "-c8", "--open-mode=append")
 HELD = "held by its user: scontrol release starts it"
@@ -174,3 +175,12 @@ def test_a_job_that_only_the_accounts_know(
         return found.why
 
     until(lab, lambda: why() == "it was cancelled", "the accounts")
+
+
+@pytest.mark.usefixtures("slurm")
+@pytest.mark.skipif(Path("/etc/slurm/slurm.conf").exists(), reason="this machine has a cluster")
+def test_no_controller(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slurm's programs are there, and no cluster: a workstation."""
+    monkeypatch.delenv("SLURM_CONF", raising=False)
+    with pytest.raises(ClusterError, match=r"squeue finds no controller of Slurm .*login node"):
+        call(["squeue"])

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from vectorlm.errors import ClusterError
 
 PATIENCE_S = 30.0
+_AWAY = re.compile(r"_establish_config_source|Unable to contact slurm controller")
 _FIELD = re.compile(r"(?:^|\s)([A-Z][A-Za-z/:]*)=")
 # States in which a job has processes, or will have them again.
 ALIVE = frozenset({"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "CONFIGURING", "SIGNALING"})
@@ -53,6 +54,11 @@ def call(
         ) from None
     if done.returncode != 0:
         said = (done.stderr.strip() or done.stdout.strip() or "nothing").replace("\n", "; ")
+        if _AWAY.search(said):
+            raise ClusterError(
+                f"{command[0]} finds no controller of Slurm from here; are you on a machine of the "
+                "cluster (a login node)? If so, the controller is down: try again later"
+            )
         raise ClusterError(f"`{' '.join(command)}` failed with exit code {done.returncode}: {said}")
     return done.stdout
 
