@@ -17,10 +17,8 @@ from transformers import get_scheduler
 from vectorlm.config.schema import PLATEAU_SCHEDULERS, TrainParameters
 from vectorlm.config.schema import Optimizer as OptimizerConfig
 from vectorlm.errors import ConfigError
-from vectorlm.plan.optimizers import NOT_ON_SHARDS, NOT_USABLE
+from vectorlm.plan.optimizers import FUSED, NOT_ON_SHARDS, NOT_USABLE
 
-# Optimizers whose fused kernels torch can run on shards.
-_FUSED_ON_SHARDS = ("Adam", "AdamW")
 # Arguments of a schedule that the file already gives under other names.
 _GIVEN = {"num_warmup_steps": "warmup_ratio", "num_training_steps": "epochs"}
 WSD_DECAY_SHARE = 0.1
@@ -57,7 +55,7 @@ def _arguments(config: OptimizerConfig, accepted: set[str]) -> dict[str, Any]:
                 f"train_parameters.optimizer.{key}: {config.name} has no such argument; remove the "
                 "line"
             )
-    if config.name in _FUSED_ON_SHARDS:
+    if config.name in FUSED:
         given["fused"] = True
     return {**given, **config.kwargs}
 

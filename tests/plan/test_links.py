@@ -76,8 +76,9 @@ def test_what_a_rank_holds() -> None:
     """16 bytes a parameter with AdamW under mixed precision, 8 in pure bf16."""
     assert held_bytes(SEVEN_B, train(), 4) == 16 * 7_000_000_000 // 4
     assert held_bytes(SEVEN_B, train(precision="bf16-true"), 4) == 8 * 7_000_000_000 // 4
-    sgd = train(optimizer=Optimizer(name="SGD"))
-    assert held_bytes(SEVEN_B, sgd, 1) == 12 * 7_000_000_000
+    momentum = train(optimizer=Optimizer(name="SGD", kwargs={"momentum": 0.9}))
+    assert held_bytes(SEVEN_B, momentum, 1) == 12 * 7_000_000_000
+    assert held_bytes(SEVEN_B, train(optimizer=Optimizer(name="SGD")), 1) == 8 * 7_000_000_000
     frozen = 2 * (7_000_000_000 - 20_000_000)
     assert held_bytes(ADAPTERS, train(), 1) == frozen + 16 * 20_000_000
 

@@ -10,11 +10,10 @@ from typing import Any
 
 from vectorlm.check import libraries
 from vectorlm.check.finding import Finding, Surroundings, error, warning
-from vectorlm.config.schema import Optimizer, TrainParameters
-from vectorlm.plan.optimizers import NOT_ON_SHARDS, NOT_USABLE
+from vectorlm.config.schema import PLATEAU_SCHEDULERS, Optimizer, TrainParameters
+from vectorlm.plan.optimizers import FUSED, NOT_ON_SHARDS, NOT_USABLE
 
-FUSED = {"Adam", "AdamW"}  # as `vectorlm.optim` runs them
-PLATEAUS = {"reduce_lr_on_plateau", "plateau-with-warmup", "plataeu-with-warmup"}
+PLATEAUS = set(PLATEAU_SCHEDULERS) - {"greedy"}  # which has arguments of its own
 # transformers drops their arguments without a word.
 DEAF = {"constant", "constant_with_warmup"}
 OPTIMIZER = "train_parameters.optimizer"

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vectorlm.config.schema import Optimizer, Precision, TrainParameters
+from vectorlm.config.schema import Precision, TrainParameters
 from vectorlm.plan.flops import train_flops_per_token
+from vectorlm.plan.optimizers import keeps
 from vectorlm.plan.parameters import Parameters
 
 REDUCED_BYTES = 4  # of a gradient on its way
@@ -31,8 +32,6 @@ MASTER_BYTES: dict[Precision, int] = {
     "bf16-true": 2,
     "16-mixed": 4,
 }
-# Numbers that an optimizer keeps for each parameter; for those not named, two.
-STATES = {"SGD": 1, "Adagrad": 1, "RMSprop": 1, "Adafactor": 0}
 # The rest of a GPU belongs to activations, gathered blocks and the libraries.
 HELD_SHARE = 0.8
 USUAL_MFU = 0.4
@@ -90,7 +89,7 @@ def _micro_bytes(sizes: Parameters, train: TrainParameters, group: int) -> float
 def held_bytes(sizes: Parameters, train: TrainParameters, group: int) -> int:
     """What each of the ranks that share a copy holds for good: parameters, gradients, optimizer."""
     master = MASTER_BYTES[train.effective_precision]
-    trained = sizes.trained * master * (2 + _states(train.optimizer))
+    trained = int(sizes.trained * master * (2 + keeps(train.optimizer).states))
     frozen = (sizes.every - sizes.trained) * COMPUTE_BYTES[train.effective_precision]
     return (trained + frozen) // group
 
@@ -98,11 +97,7 @@ def held_bytes(sizes: Parameters, train: TrainParameters, group: int) -> int:
 def checkpoint_bytes(sizes: Parameters, train: TrainParameters) -> int:
     """Parameters (only adapters, under LoRA) and optimizer state."""
     master = MASTER_BYTES[train.effective_precision]
-    return sizes.trained * master * (1 + _states(train.optimizer))
-
-
-def _states(optimizer: Optimizer) -> int:
-    return STATES.get(optimizer.name, 2)
+    return int(sizes.trained * master * (1 + keeps(train.optimizer).states))
 
 
 def advise(sizes: Parameters, train: TrainParameters, shape: Shape, rates: Rates) -> Advice:

@@ -15,6 +15,8 @@ from vectorlm.config.schema import Optimizer
 NOT_USABLE = ("LBFGS", "SparseAdam", "Optimizer")
 # torch (up to 2.13) cannot run their steps on tensors that are spread over ranks.
 NOT_ON_SHARDS = ("Adafactor", "Rprop")
+# Whose fused kernels torch can run on such tensors; used unless `kwargs` says otherwise.
+FUSED = ("Adam", "AdamW")
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def keeps(optimizer: Optimizer) -> Keeps:
     known = _KEEPS.get(optimizer.name, _UNKNOWN)
     added = sum(bool(optimizer.kwargs.get(name)) for name in _ADDS.get(optimizer.name, ()))
     temporaries = known.temporaries
-    if optimizer.name in ("Adam", "AdamW") and optimizer.kwargs.get("fused") is False:
+    if optimizer.name in FUSED and optimizer.kwargs.get("fused") is False:
         temporaries += 1
     if optimizer.weight_decay and optimizer.name not in _DECAYS_APART:
         temporaries += 1
