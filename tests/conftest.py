@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 
 # Before anything imports torch or a Hugging Face library: tests never reach for the network, and
 # ranks that share a few cores must not fight over threads.
@@ -11,6 +13,8 @@ os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# What is kept for later runs is not the user's.
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="vectorlm-tests-")
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +28,10 @@ if TYPE_CHECKING:
     from vectorlm.distributed import Ranks
 
 ModelFolder = Callable[..., Path]
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 
 LONGEST_FIRST = ("tests/slurm/test_survival.py", "tests/slurm/", "tests/distributed/", "")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vectorlm.data.pack import Row
+    from vectorlm.row import Row
 
 SEED = 11
 VOCABULARY = 320
@@ -138,7 +138,7 @@ def write_rows(
     }
     with RowWriter(folder, max_seq_len=max_seq_len, ignore_index=ignore_index) as writer:
         for documents in rows:
-            writer.add(joined(documents, ignore_index))
+            writer.add_row(joined(documents, ignore_index))
         writer.publish(**facts | manifest)
     return folder
 
@@ -147,7 +147,7 @@ def joined(documents: Sequence[Sequence[int]], ignore_index: int) -> Row:
     """Documents end to end; the first token of each is not learned, as nothing stands before it."""
     import numpy as np
 
-    from vectorlm.data.pack import Row
+    from vectorlm.row import Row
 
     ids = np.concatenate([np.asarray(ids, np.int32) for ids in documents])
     starts = np.cumsum([0, *(len(ids) for ids in documents[:-1])], dtype=np.int32)

@@ -92,6 +92,8 @@ def _parser() -> argparse.ArgumentParser:
             )
         if name == "check":
             verb.add_argument("--json", action="store_true", help="for programs")
+        if name == "data":
+            _add_data_arguments(verb)
         if name == "plan":
             _add_plan_arguments(verb)
         if name == "submit":
@@ -123,6 +125,16 @@ def _add_status_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--watch", action="store_true", help="go on until the run has ended")
     parser.add_argument("--json", action="store_true", help="for programs")
+
+
+def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", choices=["inspect"], help="show rows as they will be learned")
+    parser.add_argument(
+        "--rows", type=_count, default=3, metavar="N", help="how many rows to show (default: 3)"
+    )
+    parser.add_argument(
+        "--folder", metavar="DIR", help="the prepared folder (default: dataset.train_ds)"
+    )
 
 
 def _add_plan_arguments(parser: argparse.ArgumentParser) -> None:
@@ -192,6 +204,12 @@ def _preprocess(arguments: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def _data(arguments: argparse.Namespace) -> int:
+    from vectorlm.inspect_door import inspect
+
+    return inspect(arguments.config, arguments.overrides, arguments.rows, arguments.folder)
+
+
 def _train(arguments: argparse.Namespace) -> int:
     # Here too, so that a mistake is told once and before any process is started.
     config = load_config(arguments.config, arguments.overrides)
@@ -253,6 +271,7 @@ VERBS: dict[str, tuple[Callable[[argparse.Namespace], int], str]] = {
     "prefetch": (_prefetch, "fetch what a job, which has no network, would download"),
     "plan": (_plan, "tell whether a run fits, how long it takes, and what to change"),
     "preprocess": (_preprocess, "turn text into rows of tokens"),
+    "data": (_data, "show prepared rows as a person would read them"),
     "train": (_train, "train on the GPUs of this node"),
     "preflight": (_preflight, "look at machines and links before training on them"),
     "submit": (_submit, "hand the training to Slurm as a job, or as a job array for a sweep"),

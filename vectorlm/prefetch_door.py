@@ -16,6 +16,7 @@ from typing import Any
 
 from vectorlm import hub_cache
 from vectorlm.check.places import existing_parent, gib
+from vectorlm.config.data_parts import parts_of
 from vectorlm.config.load import load_config
 from vectorlm.config.schema import Config, DatasetPreprocess
 from vectorlm.errors import EXIT_OK, ModelError
@@ -136,8 +137,8 @@ def _datasets(config: Config) -> list[str]:
     prepare = config.dataset_preprocess
     if prepare is None:
         return []
-    wanted = {(prepare.load_path, prepare.split): None}
-    if prepare.eval_save_path:
+    wanted = {(part.load_path, part.split): None for part, _ in parts_of(prepare)}
+    if prepare.eval_save_path and prepare.val_split is None:
         wanted[(prepare.eval_load_path or prepare.load_path, prepare.eval_split)] = None
     return [_dataset(prepare, path, split) for path, split in wanted]
 

@@ -78,7 +78,11 @@ def find_files(options: DatasetPreprocess, load_path: str, split: str | None) ->
         if not files:
             raise DataError(f"load_path: {load_path} matches no file")
         return file_source(load_path, common_folder(files), files, split, options)
-    if options.dataset_format in ("auto", "hf") and HUB_NAME.match(load_path) and not kind_of(path):
+    if (
+        options.file_kind in ("auto", "hf", "text")
+        and HUB_NAME.match(load_path)
+        and not kind_of(path)
+    ):
         return None
     raise DataError(f"load_path: there is no file or folder {load_path}")
 
@@ -95,9 +99,9 @@ def not_saved(load_path: str, path: Path) -> str:
 def file_source(
     name: str, root: Path, files: list[Path], split: str | None, options: DatasetPreprocess
 ) -> SourceFiles:
-    files = files_of_kind(name, files, options.dataset_format)
+    files = files_of_kind(name, files, options.file_kind)
     files = files_of_split(name, root, files, split)
-    return SourceFiles(one_kind(name, files, options.dataset_format), root, tuple(files))
+    return SourceFiles(one_kind(name, files, options.file_kind), root, tuple(files))
 
 
 def folder_files(path: Path, split: str | None) -> list[Path]:
@@ -116,7 +120,8 @@ def kind_of(path: Path) -> str | None:
 
 
 def files_of_kind(name: str, files: list[Path], wanted: str) -> list[Path]:
-    """With `dataset_format`, the files whose ending says so; all of them where no ending does."""
+    """With `dataset_format`, the files whose ending says so; all of them where no ending does.
+    `text` names what a row is, too: where there are no plain texts, other kinds will do."""
     if wanted == "hf":
         raise DataError(
             f"load_path: {name} is no folder saved by `datasets`, "
@@ -127,6 +132,8 @@ def files_of_kind(name: str, files: list[Path], wanted: str) -> list[Path]:
     known = [
         file for file in files if (kind_of(file) if wanted == "auto" else kind_of(file) in kinds)
     ]
+    if wanted == "text":
+        known = known or [file for file in files if kind_of(file)]
     known = known or ([] if wanted == "auto" else files)
     if not known:
         found = ", ".join(file.name for file in files[:5]) or "nothing"
@@ -139,7 +146,9 @@ def files_of_kind(name: str, files: list[Path], wanted: str) -> list[Path]:
 
 
 def one_kind(name: str, files: list[Path], wanted: str) -> str:
-    if wanted != "auto":
+    if wanted not in ("auto", "text"):
+        return wanted
+    if wanted == "text" and not any(map(kind_of, files)):
         return wanted
     kinds = Counter(str(kind_of(file)) for file in files)
     if len(kinds) > 1:
@@ -200,7 +209,7 @@ def saved_by_datasets(path: Path) -> bool:
 def saved_source(
     name: str, path: Path, split: str | None, options: DatasetPreprocess
 ) -> SourceFiles:
-    if options.dataset_format not in ("auto", "hf"):
+    if options.file_kind not in ("auto", "hf", "text"):
         raise DataError(
             f"load_path: {name} was saved by `datasets`, but dataset_preprocess.dataset_format is "
             f"{options.dataset_format}. Remove dataset_format, or set it to auto or hf."
@@ -269,6 +278,13 @@ def contents_sha256(root: Path, files: Iterable[Path]) -> str:
         name = path.relative_to(root).as_posix()
         total.update(json.dumps([name, size, digest.hexdigest()]).encode())
     return total.hexdigest()
+
+
+def joined_sha256(hashes: list[str], weights: list[float]) -> str:
+    """Of the sources of one prepared folder; one that is taken once is itself."""
+    if weights == [1.0]:
+        return hashes[0]
+    return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
 
 
 def opened(path: Path) -> BinaryIO:

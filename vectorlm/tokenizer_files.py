@@ -116,6 +116,16 @@ def tokenizer_file_sha256(folder: Path) -> str | None:
     return found.sha256 if found else None
 
 
+def added_tokens(folder: Path) -> dict[str, bool]:
+    """What tokenizer.json keeps whole, and whether it is special; empty where it cannot be told."""
+    try:
+        found = _ADDED.search((folder / FAST).read_bytes())
+        entries = json.loads(b"[" + found[1] + b"]") if found else []
+    except (OSError, ValueError):
+        return {}
+    return {entry["content"]: bool(entry.get("special")) for entry in entries}
+
+
 def special_tokens(folder: Path) -> dict[str, str | None]:
     """bos_token and eos_token, as far as the folder's files name them; ValueError if broken."""
     found: dict[str, str | None] = {}

@@ -448,5 +448,5 @@ def test_required_section(load: Load) -> None:
         required_section(config, "dataset_preprocess", "c.yaml")
     assert str(caught.value) == (
         "c.yaml: dataset_preprocess: section is missing; preprocessing needs it, with at least: "
-        "load_path, save_path"
+        "save_path"
     )

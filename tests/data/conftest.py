@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from vectorlm.config.schema import Config, DatasetPreprocess
-from vectorlm.data.readers import BadRow, Item
+from vectorlm.data.documents import RowBatch
 from vectorlm.data.tokenize import TextTokenizer, load_tokenizer
 
 TEXTS = [
@@ -26,6 +27,14 @@ MakeConfig = Callable[..., Config]
 @pytest.fixture(scope="session")
 def tokenizer(tokenizer_folder: Path) -> TextTokenizer:
     return load_tokenizer(str(tokenizer_folder))
+
+
+def changed(tokenizer: TextTokenizer, **facts: Any) -> TextTokenizer:
+    return replace(tokenizer, resolved=replace(tokenizer.resolved, **facts))
+
+
+def ids_of(tokenizer: TextTokenizer, text: str) -> list[int]:
+    return tokenizer.encode_flat([text])[0].tolist()
 
 
 def options_of(load_path: Path | str, **options: Any) -> DatasetPreprocess:
@@ -49,9 +58,8 @@ def make_config(tokenizer_folder: Path, tmp_path: Path) -> MakeConfig:
     return make
 
 
-def texts(items: Iterator[Item]) -> list[str]:
+def texts(batches: Iterable[RowBatch]) -> list[str]:
     """The texts of a stream in which no row may be bad."""
-    found = list(items)
-    bad = [item for item in found if isinstance(item, BadRow)]
-    assert not bad
-    return [item.text for item in found if not isinstance(item, BadRow)]
+    found = list(batches)
+    assert not [bad for batch in found for bad in batch.bad]
+    return [text for batch in found for text in batch.values]

@@ -1,32 +1,34 @@
-"""Packing: what is kept, where pieces start, what is learned; checked on random documents."""
+"""Packing: what is kept, where pieces start, what is learned; checked on random documents, which
+come to the packer in groups of any size."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 
-from vectorlm.data.pack import (
-    NO_TOKENS,
-    NOTHING_TO_LEARN,
-    Document,
-    Packer,
-    PartialPacker,
-    Row,
-    make_packer,
-)
+from vectorlm.data.documents import Documents, RowBlock, Where, offsets_of
+from vectorlm.data.pack import NO_TOKENS, NOTHING_TO_LEARN, Packer, PartialPacker, make_packer
 from vectorlm.errors import DataError
+from vectorlm.row import Row
 
 IGNORE = -100
 KINDS = ["full", "partial", "truncate", "none"]
+
+
+class Document(NamedTuple):
+    ids: np.ndarray
+    labels: np.ndarray
 
 
 def document(length: int, prompt: int = 0, first: int = 1) -> Document:
     ids = np.arange(first, first + length, dtype=np.int32)
     labels = ids.copy()
     labels[:prompt] = IGNORE
-    return Document(ids, labels, f"file:{first}")
+    return Document(ids, labels)
 
 
 def random_documents(seed: int, longest: int, prompts: bool = True) -> list[Document]:
@@ -40,9 +42,25 @@ def random_documents(seed: int, longest: int, prompts: bool = True) -> list[Docu
     return made
 
 
-def packed(packer: Packer, documents: list[Document]) -> list[Row]:
-    rows = [row for one in documents for row in packer.add(one)]
-    return rows + packer.finish()
+def together(documents: list[Document]) -> Documents:
+    empty = np.empty(0, np.int32)
+    return Documents(
+        np.concatenate([empty, *(one.ids for one in documents)]),
+        np.concatenate([empty, *(one.labels for one in documents)]),
+        offsets_of([len(one.ids) for one in documents]),
+        Where("file:", range(1, len(documents) + 1)),
+    )
+
+
+def rows_of(blocks: Iterable[RowBlock]) -> list[Row]:
+    return [block.row(index) for block in blocks for index in range(block.rows)]
+
+
+def packed(packer: Packer, documents: list[Document], group: int = 7) -> list[Row]:
+    rows: list[Row] = []
+    for at in range(0, len(documents), group):
+        rows += rows_of(packer.add(together(documents[at : at + group])))
+    return rows + rows_of(packer.finish())
 
 
 def joined(rows: list[Row], name: str) -> list[int]:
@@ -100,12 +118,40 @@ def test_full_keeps_a_row_with_nothing_to_learn() -> None:
     assert not packer.skipped
 
 
-def test_full_does_not_hold_on_to_documents() -> None:
-    packer = make_packer("full", 8, IGNORE)
-    one = document(5)
-    packer.add(one)
-    one.ids[:] = 0
-    assert packer.finish()[0].input_ids.tolist() == [1, 2, 3, 4, 5]
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("group", [1, 3, 40])
+def test_groups_change_nothing_and_documents_are_left_alone(kind: str, group: int) -> None:
+    documents = random_documents(group, 16)
+    before = [one.labels.copy() for one in documents]
+    rows = packed(make_packer(kind, 16, IGNORE), documents, group)
+    expected = packed(make_packer(kind, 16, IGNORE), documents)
+    assert same(rows, expected)
+    whole = together(documents)
+    labels = whole.labels.copy()
+    make_packer(kind, 16, IGNORE).add(whole)
+    assert np.array_equal(labels, whole.labels)
+    assert all(np.array_equal(a.labels, b) for a, b in zip(documents, before, strict=True))
+
+
+def same(rows: list[Row], others: list[Row]) -> bool:
+    pairs = zip(rows, others, strict=True)
+    return all(
+        np.array_equal(a, b) for row, other in pairs for a, b in zip(row, other, strict=True)
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_packer_goes_on_from_its_state(kind: str) -> None:
+    documents = random_documents(5, 16)
+    packer = make_packer(kind, 16, IGNORE)
+    rows = packed(packer, documents)
+    for at in (1, 17, 39):
+        first, second = make_packer(kind, 16, IGNORE), make_packer(kind, 16, IGNORE)
+        begun = rows_of(first.add(together(documents[:at])))
+        second.load_state(first.state())
+        assert same(begun + packed(second, documents[at:]), rows)
+        assert second.state().keys() == packer.state().keys()
+        assert (second.documents, second.skipped) == (packer.documents, packer.skipped)
 
 
 @pytest.mark.parametrize("overlap", [0, 1, 5, 15])
@@ -160,9 +206,11 @@ def test_none_keeps_documents_as_they_are() -> None:
 
 def test_none_refuses_a_longer_document_by_name() -> None:
     with pytest.raises(
-        DataError, match=r"file:1: .* 17 tokens.*\(16\)[\s\S]*full .*partial .*trunc"
+        DataError, match=r"file:3: .* 17 tokens.*\(16\)[\s\S]*full .*best_fit .*partial .*trunc"
     ):
-        make_packer("none", 16, IGNORE).add(document(17))
+        make_packer("none", 16, IGNORE).add(
+            together([document(16), document(0), document(17), document(18)])
+        )
 
 
 @pytest.mark.parametrize("kind", ["partial", "truncate", "none"])

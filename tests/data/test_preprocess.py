@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pytest
 
-from tests.data.conftest import TEXTS, MakeConfig
+from tests.data.conftest import TEXTS, MakeConfig, changed, ids_of
 from vectorlm import preprocess
 from vectorlm.config.schema import Config
+from vectorlm.data import engine, progress, readers
 from vectorlm.data.store import Manifest, read_manifest
-from vectorlm.data.tokenize import TextTokenizer
+from vectorlm.data.tokenize import TextTokenizer, load_tokenizer
 from vectorlm.errors import ConfigError, DataError
 from vectorlm.preprocess import prepare_config
 
@@ -51,12 +55,64 @@ def test_full_rows_are_all_tokens_of_all_documents_in_order(
 ) -> None:
     config = make_config(corpus, max_seq_len=16)
     (manifest,) = prepare_config(config)
-    expected = [[BOS, *ids.tolist(), EOS] for ids in tokenizer.encode(TEXTS * 3)]
+    expected = [[BOS, *ids_of(tokenizer, text), EOS] for text in TEXTS * 3]
     rows = rows_of(config)
     assert flat(rows, "input_ids") == [token for document in expected for token in document]
     learned = sum(label != IGNORE for label in flat(rows, "labels"))
     assert manifest.supervised_tokens == learned
     assert (manifest.documents, manifest.tokens) == (15, len(flat(rows, "input_ids")))
+
+
+def test_best_fit_keeps_every_token_of_every_document(
+    make_config: MakeConfig, corpus: Path, tokenizer: TextTokenizer
+) -> None:
+    config = make_config(corpus, max_seq_len=64, packing_type="best_fit")
+    (manifest,) = prepare_config(config)
+    expected = [token for text in TEXTS * 3 for token in [BOS, *ids_of(tokenizer, text), EOS]]
+    rows = rows_of(config)
+    assert sorted(flat(rows, "input_ids")) == sorted(expected)
+    assert (manifest.documents, manifest.tokens) == (15, len(expected))
+    assert {"seed": 42, "memory_mb": 300}.items() <= manifest.options.items()
+    starts = [row["input_ids"][at] for row in rows for at in row["boundaries"]]
+    assert starts.count(BOS) == 15
+
+
+def test_the_engine_and_its_reason_are_told(
+    make_config: MakeConfig, corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare_config(make_config(corpus))
+    said = capsys.readouterr().out
+    assert said.count("Encoding with fastokens: ids equal to those of tokenizers") == 1
+
+
+def test_an_engine_that_differs_later_on_is_left_and_all_begun_anew(
+    make_config: MakeConfig,
+    tmp_path: Path,
+    tokenizer: TextTokenizer,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    texts = [f"text {n}" for n in range(40)]
+    expected = [token for text in texts for token in [BOS, *ids_of(tokenizer, text), EOS]]
+    true = engine.encode_fast
+
+    def wrong(fast: Any, some: list[str]) -> engine.Flat:
+        ids, offsets = true(fast, some)
+        return (ids + 1 if texts[20] in some else ids), offsets
+
+    monkeypatch.setattr(engine, "encode_fast", wrong)
+    monkeypatch.setattr(readers, "BATCH_BYTES", 1)
+    fresh = replace(tokenizer)
+    fresh.next_look = 21
+    monkeypatch.setattr(preprocess, "load_tokenizer", lambda model: fresh)
+    config = make_config(jsonl(tmp_path / "c.jsonl", [{"text": text} for text in texts]))
+    prepare_config(config)
+    assert flat(rows_of(config), "input_ids") == expected
+    said = capsys.readouterr().out
+    assert (
+        "prepared is begun anew, with tokenizers: fastokens gives other ids for 'text 20'" in said
+    )
+    assert "Encoding with tokenizers: fastokens gives other ids" in said
 
 
 @pytest.mark.parametrize("packing", ["partial", "truncate"])
@@ -167,7 +223,7 @@ def no_encoding(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     def refuse(*_: object) -> None:
         raise AssertionError("tokenized although nothing changed")
 
-    monkeypatch.setattr(TextTokenizer, "encode", refuse)
+    monkeypatch.setattr(TextTokenizer, "encode_flat", refuse)
     return monkeypatch
 
 
@@ -245,9 +301,7 @@ def test_a_folder_of_someone_else_is_refused_before_any_work(
 def test_a_source_that_changes_under_the_run_is_refused(
     make_config: MakeConfig, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        preprocess.Progress, "show", lambda *_: jsonl(corpus, [{"text": "another"}])
-    )
+    monkeypatch.setattr(progress.Progress, "show", lambda *_: jsonl(corpus, [{"text": "another"}]))
     with pytest.raises(DataError, match=r"corpus.jsonl: changed while it was read"):
         prepare_config(make_config(corpus))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus.jsonl"]
@@ -260,7 +314,7 @@ def test_a_tokenizer_without_bos_is_said_once(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    without = TextTokenizer(tokenizer.backend, None, tokenizer.eos_id, "other")
+    without = changed(tokenizer, bos_id=None, sha256="other")
     monkeypatch.setattr(preprocess, "load_tokenizer", lambda model: without)
     config = make_config(corpus, eval_load_path=str(corpus), eval_save_path=f"{corpus}-eval")
     prepare_config(config)
@@ -273,7 +327,7 @@ def test_progress_says_rate_and_time_left(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(preprocess, "PLAIN_EVERY_S", 0.0)
+    monkeypatch.setattr(progress, "PLAIN_EVERY_S", 0.0)
     prepare_config(make_config(corpus))
     (line,) = (x for x in capsys.readouterr().out.splitlines() if "left" in x)
     assert line.startswith("training data: 100%, ")
@@ -295,36 +349,34 @@ def test_on_a_terminal_progress_is_a_bar(
 
 # --- whole processes ----------------------------------------------------------------
 
-# Loads tokenizer.json by itself: importing transformers would cost seconds and hide the memory.
+# Small buffers, so that a small corpus fills every one of them.
 SCRIPT = """
 import re, sys
 from pathlib import Path
-from tokenizers import Tokenizer
 from vectorlm import preprocess
 from vectorlm.config.schema import Config
-from vectorlm.data import readers, store, tokenize
-from vectorlm.data.tokenize import TextTokenizer
+from vectorlm.data import best_fit, progress, readers, store
 
-load_path, save_path, packing, model = sys.argv[1:]
-backend = Tokenizer.from_file(model + "/tokenizer.json")
-preprocess.load_tokenizer = lambda name: TextTokenizer(backend, 0, 1, "t")
-preprocess.PLAIN_EVERY_S = 0.0
-# Small, so that a small corpus fills every buffer.
-readers.CHUNK_BYTES = tokenize.BATCH_CHARACTERS = store.BATCH_TOKENS = 1 << 16
+load_path, save_path, packing, model, workers = sys.argv[1:]
+progress.PLAIN_EVERY_S = 0.0
+readers.CHUNK_BYTES = readers.BATCH_BYTES = store.BATCH_TOKENS = 1 << 16
+store.SHARD_BYTES = 1 << 18
+best_fit.BYTES_A_TOKEN = 4000
 preprocess.prepare_config(Config.model_validate({
     "model": model,
     "train_parameters": {"output_dir": "out", "max_seq_len": 128},
     "dataset_preprocess": {
-        "load_path": load_path, "save_path": save_path, "packing_type": packing},
+        "load_path": load_path, "save_path": save_path, "packing_type": packing,
+        "workers": int(workers), "memory_mb": 300},
 }))
 # Not getrusage: its peak includes that of the process that started this one.
 print("peak_kib", *re.findall(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text()))
 """
 
 
-def start(*arguments: Path | str) -> subprocess.Popen[str]:
+def start(*arguments: Path | str, workers: int = 1) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", SCRIPT, *map(str, arguments)],
+        [sys.executable, "-W", "error", "-c", SCRIPT, *map(str, arguments), str(workers)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -339,43 +391,97 @@ def finished(process: subprocess.Popen[str]) -> str:
 
 
 def big(path: Path, rows: int) -> Path:
-    """About 600 characters a row, as JSON or JSON lines."""
-    line = json.dumps({"text": "The quick brown fox jumps over the lazy dog. " * 13})
+    """About 600 characters a row, of any length, as JSON or JSON lines."""
+    lengths = random.Random(0).choices(range(1, 27), k=rows)
+    text = "The quick brown fox jumps over the lazy dog. "
+    lines = [json.dumps({"text": f"{n} " + text * length}) for n, length in enumerate(lengths)]
     inner = ",\n" if path.suffix == ".json" else "\n"
-    content = inner.join([line] * rows)
+    content = inner.join(lines)
     path.write_text(f"[{content}]" if path.suffix == ".json" else content)
     return path
 
 
-def peak_mib(path: Path, rows: int, model: Path) -> float:
-    out = finished(start(big(path, rows), path.parent / f"out{rows}", "full", model))
+@pytest.fixture
+def model(tokenizer_folder: Path) -> Path:
+    """Its tokenizer is in the cache, so that no process imports transformers."""
+    load_tokenizer(str(tokenizer_folder))
+    return tokenizer_folder
+
+
+def peak_mib(path: Path, rows: int, packing: str, model: Path) -> float:
+    out = finished(start(big(path, rows), path.parent / f"out{rows}", packing, model))
     return int(out.split("peak_kib")[1]) / 1024
 
 
-@pytest.mark.parametrize("suffix", ["jsonl", "json"])
+@pytest.mark.parametrize(("suffix", "packing"), [("jsonl", "full"), ("json", "best_fit")])
 def test_memory_does_not_grow_with_the_corpus(
-    suffix: str, tmp_path: Path, tokenizer_folder: Path
+    suffix: str, packing: str, tmp_path: Path, model: Path
 ) -> None:
     path = tmp_path / f"c.{suffix}"
-    once = peak_mib(path, 1000, tokenizer_folder)
-    eightfold = peak_mib(path, 8000, tokenizer_folder)
-    # The larger corpus is 5 MiB of text and, prepared, 20 MiB of rows.
-    assert eightfold < once + 4
+    once = peak_mib(path, 3000, packing, model)
+    fourfold = peak_mib(path, 12_000, packing, model)
+    # The larger corpus has 16 MiB of rows more.
+    assert fourfold < once + 8
 
 
-def test_a_killed_run_leaves_nothing_half_and_the_next_one_works(
-    tmp_path: Path, tokenizer_folder: Path
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@pytest.mark.parametrize("packing", ["full", "best_fit"])
+def test_the_number_of_workers_changes_nothing(packing: str, tmp_path: Path, model: Path) -> None:
+    path = big(tmp_path / "c.jsonl", 1000)
+    for workers in (1, 3):
+        finished(start(path, tmp_path / f"d{workers}", packing, model, workers=workers))
+    assert contents(tmp_path / "d1") == contents(tmp_path / "d3")
+
+
+@pytest.mark.parametrize("packing", ["full", "best_fit", "partial"])
+def test_a_run_that_is_killed_again_and_again_makes_the_same_bytes(
+    packing: str, tmp_path: Path, model: Path
 ) -> None:
-    path = big(tmp_path / "c.jsonl", 40_000)
-    arguments = (path, tmp_path / "d", "truncate", tokenizer_folder)
-    process = start(*arguments)
+    path = big(tmp_path / "c.jsonl", 6000)
+    finished(start(path, tmp_path / "whole", packing, model))
+    chance = random.Random(packing)
+    for _ in range(3):
+        kill_midway(start(path, tmp_path / "d", packing, model), tmp_path, chance)
+        assert not (tmp_path / "d").exists()
+        assert {".d.lock", ".d.tmp"} <= {p.name for p in tmp_path.iterdir()}
+    said = finished(start(path, tmp_path / "d", packing, model))
+    assert "d: going on with an interrupted run, from " in said
+    assert contents(tmp_path / "d") == contents(tmp_path / "whole")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["c.jsonl", "d", "whole"]
+
+
+def kill_midway(process: subprocess.Popen[str], folder: Path, chance: random.Random) -> None:
+    """After it has recorded how far it is a few times, and a little more."""
     assert process.stdout is not None
-    assert "left" in process.stdout.readline()
+    records = {state_of(folder)}
+    wanted = chance.randrange(2, 5)
+    while len(records) < wanted:
+        assert process.poll() is None
+        time.sleep(0.001)
+        records.add(state_of(folder))
+    time.sleep(chance.random() * 0.02)
     process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert [p.name for p in tmp_path.iterdir() if p != path] == [f".d.tmp-{process.pid}"]
+    process.communicate(timeout=60)
+
+
+def state_of(folder: Path) -> int | None:
+    try:
+        return (folder / ".d.tmp" / "progress.npz").stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
+
+
+def test_an_interrupted_run_of_another_source_is_not_gone_on_with(
+    tmp_path: Path, model: Path
+) -> None:
+    path = big(tmp_path / "c.jsonl", 6000)
+    arguments = (path, tmp_path / "d", "truncate", model)
+    kill_midway(start(*arguments), tmp_path, random.Random(0))
     big(path, 100)
-    finished(start(*arguments))
+    assert "going on with" not in finished(start(*arguments))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["c.jsonl", "d"]
     assert read_manifest(tmp_path / "d").rows == 100
 

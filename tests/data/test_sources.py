@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.data.conftest import TEXTS, options_of, texts
+from vectorlm.data import readers
 from vectorlm.data.sources import Source, find_source
 from vectorlm.errors import DataError
 
@@ -58,7 +59,7 @@ KINDS = ["jsonl", "ndjson", "jsonl.gz", "json", "csv", "parquet", "txt", "md", "
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_gives_the_same_rows(kind: str, tmp_path: Path) -> None:
     source = find_source(options_of(write(kind, tmp_path)))
-    assert texts(source.rows()) == FLAT
+    assert texts(source.texts()) == FLAT
     assert source.fraction() == 1.0
 
 
@@ -68,14 +69,14 @@ def test_files_of_a_folder_are_read_in_the_order_of_their_names(tmp_path: Path) 
         (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
     for name in ("README.md", "LICENSE", ".hidden.jsonl", "_SUCCESS"):
         (tmp_path / name).write_text("not data")
-    assert texts(find_source(options_of(tmp_path)).rows()) == ["a.jsonl.gz", "b.jsonl", "c.ndjson"]
+    assert texts(find_source(options_of(tmp_path)).texts()) == ["a.jsonl.gz", "b.jsonl", "c.ndjson"]
 
 
 def test_a_pattern_names_files(tmp_path: Path) -> None:
     for name in ("train.jsonl", "deep/test.jsonl", "other.csv"):
         jsonl(tmp_path / name, [name])
     found = find_source(options_of(tmp_path / "**/*.jsonl"))
-    assert texts(found.rows()) == ["deep/test.jsonl", "train.jsonl"]
+    assert texts(found.texts()) == ["deep/test.jsonl", "train.jsonl"]
     with pytest.raises(DataError, match="matches no file"):
         find_source(options_of(tmp_path / "*.parquet"))
 
@@ -87,7 +88,7 @@ def test_a_split_of_a_folder_is_its_files_of_that_name(name: str, tmp_path: Path
     jsonl(tmp_path / name, ["wanted"])
     jsonl(tmp_path / "test.jsonl", ["other"])
     jsonl(tmp_path / "trainer.jsonl", ["other"])
-    assert texts(find_source(options_of(tmp_path, split="train")).rows()) == ["wanted"]
+    assert texts(find_source(options_of(tmp_path, split="train")).texts()) == ["wanted"]
 
 
 def test_a_folder_with_several_splits_needs_the_key(tmp_path: Path) -> None:
@@ -102,8 +103,8 @@ def test_a_folder_with_several_splits_needs_the_key(tmp_path: Path) -> None:
 def test_a_folder_may_have_the_name_of_a_split(tmp_path: Path) -> None:
     jsonl(tmp_path / "test" / "train.jsonl", ["a"])
     jsonl(tmp_path / "dev" / "part.jsonl", ["b"])
-    assert texts(find_source(options_of(tmp_path / "test")).rows()) == ["a"]
-    assert texts(find_source(options_of(tmp_path / "dev", split="dev")).rows()) == ["b"]
+    assert texts(find_source(options_of(tmp_path / "test")).texts()) == ["a"]
+    assert texts(find_source(options_of(tmp_path / "dev", split="dev")).texts()) == ["b"]
 
 
 def test_a_single_file_has_the_split_of_its_name_only(tmp_path: Path) -> None:
@@ -121,7 +122,7 @@ def saved_dict(folder: Path) -> Path:
 def test_a_saved_dict_gives_the_split_that_is_asked_for(tmp_path: Path) -> None:
     path = saved_dict(tmp_path / "saved")
     found = find_source(options_of(path, split="test", from_disk=True))
-    assert texts(found.rows()) == ["test"]
+    assert texts(found.texts()) == ["test"]
     with pytest.raises(DataError, match=r"several splits \(train, test\)"):
         find_source(options_of(path))
     with pytest.raises(DataError, match=r"no split 'dev' \(it has: train, test\)"):
@@ -141,9 +142,9 @@ def test_a_saved_dataset_is_its_own_split(tmp_path: Path) -> None:
 def test_a_saved_dataset_of_several_shards_is_read_through(tmp_path: Path) -> None:
     whole = datasets.Dataset.from_dict({"text": [f"row {n}" for n in range(50)]})
     whole.select(range(49, 9, -1)).save_to_disk(tmp_path / "d", num_shards=3)
-    rows = list(find_source(options_of(tmp_path / "d")).rows())
-    assert texts(iter(rows)) == [f"row {n}" for n in range(49, 9, -1)]
-    assert rows[0].where.endswith("data-00000-of-00003.arrow: row 1")
+    batches = list(find_source(options_of(tmp_path / "d")).texts())
+    assert texts(batches) == [f"row {n}" for n in range(49, 9, -1)]
+    assert batches[0].where[0].endswith("data-00000-of-00003.arrow: row 1")
 
 
 def test_a_saved_dataset_that_lacks_a_shard_is_refused(tmp_path: Path) -> None:
@@ -186,9 +187,9 @@ def test_the_format_chooses_where_endings_do_not(tmp_path: Path) -> None:
     jsonl(tmp_path / "d" / "a.jsonl", ["a"])
     jsonl(tmp_path / "d" / "b.csv", ["b"])
     chosen = find_source(options_of(tmp_path / "d", dataset_format="jsonl"))
-    assert texts(chosen.rows()) == ["a"]
+    assert texts(chosen.texts()) == ["a"]
     odd = find_source(options_of(jsonl(tmp_path / "odd.xyz", ["c"]), dataset_format="jsonl"))
-    assert texts(odd.rows()) == ["c"]
+    assert texts(odd.texts()) == ["c"]
 
 
 def test_a_hub_name_without_network_says_what_to_do() -> None:
@@ -203,7 +204,11 @@ def test_a_hub_dataset_is_read_like_a_saved_one(
     loaded = datasets.load_from_disk(tmp_path / "saved")
     monkeypatch.setattr(datasets, "load_dataset", lambda name, split: loaded[split])
     source = find_source(options_of("some/name", split="test"))
-    assert [item.where for item in source.rows()] == ["some/name: row 1"]
+    (batch,) = source.texts()
+    assert (batch.values, batch.where[0]) == (["test"], "some/name: row 1")
+    (batch,) = source.batches()
+    assert batch.values == [{"text": "test"}]
+    assert list(source.texts(batch.after)) == []
     assert (source.fraction(), len(source.sha256())) == (1.0, 64)
 
 
@@ -214,7 +219,7 @@ def test_a_cut_file_is_named(kind: str, tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-60])
     cannot = re.escape(f"{file.name}: cannot be read")
     with pytest.raises(DataError, match=cannot):
-        list(find_source(options_of(path)).rows())
+        list(find_source(options_of(path)).texts())
 
 
 def sha256(path: Path) -> str:
@@ -240,3 +245,33 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None
     jsonl(tmp_path / "x.jsonl", ["1", "2"])
     with pytest.raises(DataError, match=r"x.jsonl: changed while it was read"):
         source.check_unchanged()
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "json", "csv", "parquet", "hf", "txt"])
+def test_reading_goes_on_behind_any_batch_of_any_file(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readers, "BATCH_BYTES", 100)
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        path = write(kind, tmp_path / name)
+        if kind != "hf":
+            path.rename(tmp_path / f"{name}.{kind}")
+    if kind == "hf":
+        whole = datasets.Dataset.from_dict({"text": FLAT * 2})
+        whole.save_to_disk(tmp_path / "hf", num_shards=2)
+    place = tmp_path / "hf" if kind == "hf" else tmp_path / f"*.{kind}"
+    source = find_source(options_of(place))
+    batches = list(source.texts())
+    assert texts(batches) == FLAT * 2
+    assert {batch.after.file for batch in batches} == {0, 1}
+    for at, batch in enumerate(batches, start=1):
+        rest = list(source.texts(batch.after))
+        assert [(b.values, b.after) for b in rest] == [(b.values, b.after) for b in batches[at:]]
+
+
+def test_records_come_from_every_file(tmp_path: Path) -> None:
+    for name in "ab":
+        jsonl(tmp_path / f"{name}.jsonl", [name])
+    found = find_source(options_of(tmp_path)).batches(["text"])
+    assert [batch.values for batch in found] == [[{"text": "a"}], [{"text": "b"}]]

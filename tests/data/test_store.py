@@ -5,9 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-import socket
-import subprocess
-import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,8 +13,7 @@ import datasets
 import numpy as np
 import pytest
 
-from vectorlm.data import store
-from vectorlm.data.pack import Row
+from vectorlm.data import store, workplace
 from vectorlm.data.store import (
     MANIFEST_NAME,
     Manifest,
@@ -26,6 +23,7 @@ from vectorlm.data.store import (
     read_manifest,
 )
 from vectorlm.errors import DataError
+from vectorlm.row import Row
 
 IGNORE = -100
 FACTS: dict[str, Any] = {
@@ -51,7 +49,7 @@ def some_rows(count: int, seed: int = 0) -> list[Row]:
 def write(folder: Path, rows: list[Row]) -> Manifest:
     with RowWriter(folder, max_seq_len=8, ignore_index=IGNORE) as writer:
         for row in rows:
-            writer.add(row)
+            writer.add_row(row)
         return writer.publish(**FACTS)
 
 
@@ -129,9 +127,10 @@ def test_leaving_midway_keeps_the_old_folder(tmp_path: Path) -> None:
     write(tmp_path / "d", some_rows(5))
     before = contents(tmp_path / "d")
     with RowWriter(tmp_path / "d", max_seq_len=8, ignore_index=IGNORE) as writer:
-        writer.add(some_rows(1)[0])
+        writer.add_row(some_rows(1)[0])
         writer.flush()
         assert writer.temporary.is_dir()
+        assert names(tmp_path) == [".d.lock", ".d.tmp", "d"]
     assert contents(tmp_path / "d") == before
     assert names(tmp_path) == ["d"]
 
@@ -171,35 +170,95 @@ def test_the_old_folder_comes_back_if_a_run_died_between_the_renames(tmp_path: P
     assert (found.rows, names(tmp_path)) == (5, ["d"])
 
 
-def dead_pid() -> int:
-    child = subprocess.Popen([sys.executable, "-c", ""])
-    child.wait()
-    return child.pid
+# --- interruptions ------------------------------------------------------------------
+
+MADE_FROM = {"options": {"max_seq_len": 8}, "source_sha256": "s"}
+STATE = {"packer": {"ids": np.arange(3, dtype=np.int32), "counts": [1, 2]}, "position": [0, 5, 7]}
 
 
-def leftover(parent: Path, pid: int, host: str, age_s: float = 0) -> Path:
-    path = parent / f".d.tmp-{pid}"
-    path.mkdir()
-    (path / store.OWNER).write_text(json.dumps({"host": host, "pid": pid}))
-    if age_s:
-        then = path.stat().st_mtime - age_s
-        os.utime(path / store.OWNER, (then, then))
-        os.utime(path, (then, then))
-    return path
+class Killed(BaseException):
+    """Leaves the block as a signal does."""
 
 
-def test_leftovers_of_dead_runs_are_removed_and_no_others(tmp_path: Path) -> None:
-    dead = leftover(tmp_path, dead_pid(), socket.gethostname())
-    alive = leftover(tmp_path, os.getppid(), socket.gethostname())
-    far = leftover(tmp_path, 1_000_001, "another-host")
-    far_old = leftover(tmp_path, 1_000_002, "another-host", age_s=store.FOREIGN_LEFTOVER_S + 60)
-    replaced = tmp_path / ".d.old-7"
-    write(replaced, some_rows(1))
-    write(tmp_path / "d", some_rows(2))
-    write(tmp_path / "d", some_rows(3))
-    assert not any(path.exists() for path in (dead, far_old, replaced))
-    assert alive.exists()
-    assert far.exists()
+def interrupted(folder: Path, rows: list[Row]) -> int:
+    """Writes some, records, writes more, and dies; how many rows were recorded."""
+    recorded = 0
+    with suppress(Killed), RowWriter(folder, max_seq_len=8, ignore_index=IGNORE) as writer:
+        for number, row in enumerate(rows, start=1):
+            writer.add_row(row)
+            if writer.rest() and number < 150:
+                writer.record(MADE_FROM, STATE)
+                recorded = number
+        raise Killed
+    return recorded
+
+
+def go_on(folder: Path, rows: list[Row], made_from: dict[str, Any]) -> dict[str, Any] | None:
+    with RowWriter(folder, max_seq_len=8, ignore_index=IGNORE) as writer:
+        state = writer.resume(lambda: made_from)
+        for row in rows[writer.rows :]:
+            writer.add_row(row)
+            writer.rest()
+        writer.publish(**FACTS)
+        return state
+
+
+@pytest.mark.usefixtures("small")
+def test_an_interrupted_folder_is_gone_on_with_to_the_byte(tmp_path: Path) -> None:
+    rows = some_rows(200)
+    write(tmp_path / "whole", rows)
+    recorded = interrupted(tmp_path / "d", rows)
+    assert 50 < recorded < 150
+    assert names(tmp_path) == [".d.tmp", "whole"]
+    state = go_on(tmp_path / "d", rows, MADE_FROM)
+    assert state is not None
+    assert state["writer"]["rows"] == recorded
+    assert state["position"] == STATE["position"]
+    assert state["packer"]["ids"].tolist() == [0, 1, 2]
+    assert state["packer"]["ids"].dtype == np.int32
+    assert contents(tmp_path / "d") == contents(tmp_path / "whole")
+    assert names(tmp_path) == ["d", "whole"]
+
+
+def spoil(folder: Path, how: str) -> None:
+    first = folder / "data-00000.arrow"
+    if how == "cut shard":
+        first.write_bytes(first.read_bytes()[:-1])
+    elif how == "no shard":
+        first.unlink()
+    elif how == "cut progress":
+        path = folder / "progress.npz"
+        path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("how", ["options", "version", "cut shard", "no shard", "cut progress"])
+def test_what_is_of_another_making_or_damaged_is_begun_anew(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = some_rows(200)
+    write(tmp_path / "whole", rows)
+    interrupted(tmp_path / "d", rows)
+    if how == "version":
+        monkeypatch.setattr(workplace, "__version__", "0.0.0")
+    spoil(tmp_path / ".d.tmp", how)
+    made_from = {"options": {"max_seq_len": 9}} if how == "options" else {}
+    assert go_on(tmp_path / "d", rows, MADE_FROM | made_from) is None
+    assert contents(tmp_path / "d") == contents(tmp_path / "whole")
+    assert names(tmp_path) == ["d", "whole"]
+
+
+def test_nothing_is_asked_where_nothing_was_begun(tmp_path: Path) -> None:
+    def refuse() -> dict[str, Any]:
+        raise AssertionError("the source was hashed in vain")
+
+    with RowWriter(tmp_path / "d", max_seq_len=8, ignore_index=IGNORE) as writer:
+        assert writer.resume(refuse) is None
+
+
+def test_an_interruption_before_the_first_record_leaves_nothing(tmp_path: Path) -> None:
+    assert interrupted(tmp_path / "d", some_rows(3)) == 0
+    assert names(tmp_path) == []
 
 
 # --- the disk -----------------------------------------------------------------------

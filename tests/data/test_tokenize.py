@@ -1,9 +1,11 @@
-"""Tokenizing: ids as transformers gives them, what is learned, and what a tokenizer's hash sees."""
+"""The tokenizer: ids as transformers gives them, and what a tokenizer's hash sees."""
 
 from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,117 +14,72 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.data.conftest import TEXTS
-from vectorlm.data.pack import Document
-from vectorlm.data.readers import BadRow, TextRow
-from vectorlm.data.tokenize import (
-    BATCH_CHARACTERS,
-    DocumentEncoder,
-    TextTokenizer,
-    batches,
-    load_tokenizer,
-    tokenizer_sha256,
-)
-from vectorlm.errors import DataError, ModelError
-
-BOS, EOS, IGNORE = 0, 1, -100
+from tests.data.conftest import TEXTS, changed, ids_of
+from vectorlm.data import tokenize
+from vectorlm.data.tokenize import TextTokenizer, load_tokenizer, tokenizer_sha256
+from vectorlm.errors import ModelError
 
 
-def encoder(tokenizer: TextTokenizer, **options: Any) -> DocumentEncoder:
-    defaults = {"add_bos_eos_tokens": True, "pre_pend": None, "separator": None}
-    return DocumentEncoder(tokenizer, **defaults | options, ignore_index=IGNORE)
+def split(flat: tuple[np.ndarray, np.ndarray]) -> list[list[int]]:
+    ids, offsets = flat
+    assert (ids.dtype, offsets.dtype) == (np.int32, np.int64)
+    return [part.tolist() for part in np.split(ids, offsets[1:-1])]
 
 
-def documents(tokenizer: TextTokenizer, texts: list[str], **options: Any) -> list[Document]:
-    rows = [TextRow(text, f"f:{n}") for n, text in enumerate(texts, start=1)]
-    found = encoder(tokenizer, **options).encode(rows)
-    return [item for item in found if isinstance(item, Document)]
+def whole_tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder)
 
 
-def plain(tokenizer: TextTokenizer, text: str) -> list[int]:
-    return tokenizer.encode([text])[0].tolist()
+ODD = ["", " ", "a</s>b", "<s>", "  two  spaces"]
 
 
 def test_ids_are_those_of_transformers(tokenizer: TextTokenizer, tokenizer_folder: Path) -> None:
-    from transformers import AutoTokenizer
+    whole = whole_tokenizer(tokenizer_folder)
+    texts = TEXTS + ODD
+    expected = [whole(text, add_special_tokens=False)["input_ids"] for text in texts]
+    assert split(tokenizer.encode_flat(texts)) == expected
+    assert tokenizer.eos_id in expected[len(TEXTS) + 2]
 
-    whole = AutoTokenizer.from_pretrained(tokenizer_folder)
-    for text, ids in zip(TEXTS, tokenizer.encode(TEXTS), strict=True):
-        assert ids.dtype == np.int32
-        assert ids.tolist() == whole(text, add_special_tokens=False)["input_ids"]
+
+def test_no_texts_have_no_ids(tokenizer: TextTokenizer) -> None:
+    ids, offsets = tokenizer.encode_flat([])
+    assert (ids.tolist(), offsets.tolist()) == ([], [0])
 
 
 def test_a_slow_tokenizer_gives_the_same_ids(
     tokenizer: TextTokenizer, tokenizer_folder: Path
 ) -> None:
-    from transformers import AutoTokenizer
-
-    whole = AutoTokenizer.from_pretrained(tokenizer_folder)
-    slow = replace(tokenizer, backend=whole, fast=False)
-    for ours, theirs in zip(slow.encode(TEXTS), tokenizer.encode(TEXTS), strict=True):
-        assert ours.tolist() == theirs.tolist()
-
-
-def test_a_document_stands_between_bos_and_eos(tokenizer: TextTokenizer) -> None:
-    for text, document in zip(TEXTS, documents(tokenizer, TEXTS), strict=True):
-        assert document.ids.tolist() == [BOS, *plain(tokenizer, text), EOS]
-        assert document.labels.tolist() == [IGNORE, *plain(tokenizer, text), EOS]
+    resolved = replace(tokenizer.resolved, serialized=None)
+    slow = TextTokenizer(resolved, slow=whole_tokenizer(tokenizer_folder))
+    assert split(slow.encode_flat(TEXTS)) == split(tokenizer.encode_flat(TEXTS))
+    assert slow.engine == "transformers"
+    with pytest.raises(ModelError, match=r"no tokenizer.json, so it cannot be told"):
+        slow.encode_with_offsets(["a"])
 
 
-def test_without_special_tokens_nothing_is_added(tokenizer: TextTokenizer) -> None:
-    (document,) = documents(tokenizer, ["a b"], add_bos_eos_tokens=False)
-    assert document.ids.tolist() == document.labels.tolist() == plain(tokenizer, "a b")
+def test_offsets_are_characters(tokenizer: TextTokenizer) -> None:
+    for text, (ids, start, stop) in zip(TEXTS, tokenizer.encode_with_offsets(TEXTS), strict=True):
+        assert ids.tolist() == ids_of(tokenizer, text)
+        assert (start[0], stop[-1]) == (0, len(text))
+        assert (start <= stop).all()
+    (empty,) = tokenizer.encode_with_offsets([""])
+    assert [array.tolist() for array in empty] == [[], [], []]
 
 
-def test_a_tokenizer_without_bos_just_has_none(tokenizer: TextTokenizer) -> None:
-    (document,) = documents(replace(tokenizer, bos_id=None), ["a b"])
-    assert document.ids.tolist() == [*plain(tokenizer, "a b"), EOS]
+def test_the_special_tokens_are_named(tokenizer: TextTokenizer) -> None:
+    assert (tokenizer.bos_id, tokenizer.eos_id) == (0, 1)
+    assert (tokenizer.bos, tokenizer.eos) == ("<s>", "</s>")
 
 
-def test_a_tokenizer_without_eos_is_refused_only_where_it_is_needed(
-    tokenizer: TextTokenizer,
+def test_a_tokenizer_that_splits_special_tokens_does_so_here(
+    tokenizer: TextTokenizer, tokenizer_folder: Path
 ) -> None:
-    without = replace(tokenizer, eos_id=None)
-    with pytest.raises(DataError, match="add_bos_eos_tokens: false, or define eos_token"):
-        encoder(without)
-    assert documents(without, ["a"], add_bos_eos_tokens=False)
-
-
-@pytest.mark.parametrize("pre_pend", [None, "Q: "])
-def test_only_what_follows_the_first_separator_is_learned(
-    tokenizer: TextTokenizer, pre_pend: str | None
-) -> None:
-    (document,) = documents(tokenizer, ["a b##c##d"], separator="##", pre_pend=pre_pend)
-    prompt = [BOS, *plain(tokenizer, (pre_pend or "") + "a b##")]
-    answer = [*plain(tokenizer, "c##d"), EOS]
-    assert document.ids.tolist() == prompt + answer
-    assert document.labels.tolist() == [IGNORE] * len(prompt) + answer
-
-
-def test_a_separator_may_stand_in_what_is_put_before(tokenizer: TextTokenizer) -> None:
-    (document,) = documents(tokenizer, ["a"], separator="##", pre_pend="Q##")
-    assert document.labels.tolist()[-2:] == [*plain(tokenizer, "a"), EOS]
-
-
-def test_a_row_without_the_separator_is_bad_and_others_keep_their_tokens(
-    tokenizer: TextTokenizer,
-) -> None:
-    rows = [TextRow("a##b", "f:1"), TextRow("none", "f:2"), TextRow("c##d", "f:3")]
-    first, bad, last = encoder(tokenizer, separator="##").encode(rows)
-    assert isinstance(bad, BadRow)
-    assert (bad.where, bad.reason) == ("f:2", "separator absent")
-    assert isinstance(first, Document)
-    assert isinstance(last, Document)
-    assert last.labels.tolist()[-2:] == [*plain(tokenizer, "d"), EOS]
-
-
-def test_batches_keep_order_and_are_bounded() -> None:
-    rows = [TextRow("x" * (1 + n * 50_000), str(n)) for n in range(30)]
-    groups = list(batches(rows))
-    assert [row for group in groups for row in group] == rows
-    assert len(groups) > 10
-    for group in groups:
-        assert sum(len(row.text) for row in group[:-1]) < BATCH_CHARACTERS
+    splitting = changed(tokenizer, splits_special=True)
+    whole = whole_tokenizer(tokenizer_folder)
+    expected = whole("a</s>", add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    assert ids_of(splitting, "a</s>") == expected != ids_of(tokenizer, "a</s>")
 
 
 # --- loading and hashing ------------------------------------------------------------
@@ -172,9 +129,7 @@ def test_the_hash_does_not_see_truncation(copy: Path, tokenizer: TextTokenizer) 
     edit("tokenizer.json", lambda content: content.update(truncation=cut))(copy)
     found = load_tokenizer(str(copy))
     assert found.sha256 == tokenizer.sha256
-    assert [len(ids) for ids in found.encode(TEXTS)] == [
-        len(ids) for ids in tokenizer.encode(TEXTS)
-    ]
+    assert split(found.encode_flat(TEXTS)) == split(tokenizer.encode_flat(TEXTS))
 
 
 def test_the_hash_does_not_see_what_a_caller_set(
@@ -232,3 +187,43 @@ def test_a_broken_tokenizer_file_is_said(copy: Path) -> None:
     (copy / "tokenizer.json").write_text("{")
     with pytest.raises(ModelError, match="cannot be loaded"):
         load_tokenizer(str(copy))
+
+
+# --- kept for the next start --------------------------------------------------------
+
+
+@pytest.fixture
+def no_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(model: str) -> None:
+        raise AssertionError(f"transformers was asked for {model}")
+
+    monkeypatch.setattr(tokenize, "load_transformers_tokenizer", refuse)
+
+
+def test_a_second_load_needs_no_transformers(copy: Path, request: pytest.FixtureRequest) -> None:
+    first = load_tokenizer(str(copy))
+    request.getfixturevalue("no_transformers")
+    again = load_tokenizer(str(copy))
+    assert again.resolved == first.resolved
+    assert split(again.encode_flat(TEXTS)) == split(first.encode_flat(TEXTS))
+    (copy / "model.safetensors").write_bytes(b"weights")
+    assert load_tokenizer(str(copy)).resolved == first.resolved
+
+
+@pytest.mark.usefixtures("no_transformers")
+@pytest.mark.parametrize("name", ["config.json", "added_tokens.json", "merges.txt", "spiece.model"])
+def test_a_changed_folder_is_resolved_anew(name: str, copy: Path) -> None:
+    (copy / name).write_text("{}")
+    with pytest.raises(AssertionError, match="transformers was asked"):
+        load_tokenizer(str(copy))
+
+
+def test_a_second_process_imports_no_transformers(tokenizer_folder: Path) -> None:
+    load_tokenizer(str(tokenizer_folder))
+    code = (
+        "import sys\nfrom vectorlm.data.tokenize import load_tokenizer\n"
+        f"print(load_tokenizer({str(tokenizer_folder)!r}).encode_flat(['a b'])[0].tolist())\n"
+        "sys.exit('transformers' in sys.modules or 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.doomed import (
+    of_chat,
     of_configuration,
     of_data,
     of_machine,
@@ -15,7 +16,16 @@ from tests.doomed import (
 from tests.doomed.entry import DOOMED, SOUND, Doomed
 
 __all__ = ["DOOMED", "SOUND", "VARIANTS", "table"]
-TOPICS = (of_configuration, of_model, of_data, of_output, of_machine, of_slurm, of_memory_and_time)
+TOPICS = (
+    of_configuration,
+    of_model,
+    of_data,
+    of_chat,
+    of_output,
+    of_machine,
+    of_slurm,
+    of_memory_and_time,
+)
 VARIANTS = sound  # to import a module is to put what is in it into the catalogue
 
 

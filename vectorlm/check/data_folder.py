@@ -207,6 +207,8 @@ def _other_options(
         "data_field": prepare.data_field,
         "skip_bad_rows": prepare.skip_bad_rows,
         "split": made_by[0].split,
+        "columns": prepare.columns,
+        "learn": prepare.learn,
     }
     made = manifest.options
     changed = [name for name, value in wanted.items() if name in made and made[name] != value]
@@ -217,7 +219,7 @@ def _other_options(
             f"was prepared with other options than dataset_preprocess has now: {'; '.join(texts)}",
             f"prepare it again: {_prepare(here)}",
         )
-    newer = None if changed else changed_since(manifest, made_by[0], prepare)
+    newer = None if changed else changed_since(manifest, made_by)
     if newer:
         yield warning(
             key,

@@ -10,18 +10,24 @@ import io
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from vectorlm.chat.formats import detect
+from vectorlm.check.chat_rows import look_at_chats
 from vectorlm.check.finding import Finding, Surroundings, error, warning
 from vectorlm.check.places import cannot_write
+from vectorlm.config.data_parts import parts_of
 from vectorlm.config.schema import DatasetPreprocess
 from vectorlm.errors import DataError
 from vectorlm.hub_cache import find_dataset
 from vectorlm.manifest import MANIFEST_NAME, Manifest
-from vectorlm.source_files import SourceFiles, contents_sha256, find_files
+from vectorlm.source_files import SourceFiles, contents_sha256, find_files, joined_sha256
 
 FIRST_BYTES = 1 << 20
+ROWS_LOOKED_AT = 20
 SMALL_BYTES = 64 << 20  # hashed in a moment
 SKIP = "mend it, or set dataset_preprocess.skip_bad_rows: true"
 
@@ -35,17 +41,25 @@ class Source:
     split: str | None
     save_key: str
     save_path: str
+    options: DatasetPreprocess
+    weight: float = 1.0
 
 
 def sources(prepare: DatasetPreprocess) -> list[Source]:
     prefix = "dataset_preprocess."
-    first = (prefix + "load_path", prepare.load_path, prepare.split)
-    found = [Source(*first, prefix + "save_path", prepare.save_path)]
+    key = prefix + ("datasets" if prepare.datasets else "load_path")
+    save = (prefix + "save_path", prepare.save_path)
+    found = [
+        Source(key, part.load_path, part.split, *save, part, weight)
+        for part, weight in parts_of(prepare)
+    ]
     if prepare.eval_save_path:
-        key = "eval_load_path" if prepare.eval_load_path else "load_path"
+        save = (prefix + "eval_save_path", prepare.eval_save_path)
+        if prepare.val_split is not None:
+            return found + [replace(one, save_key=save[0], save_path=save[1]) for one in found]
+        key = prefix + ("eval_load_path" if prepare.eval_load_path else "load_path")
         path = prepare.eval_load_path or prepare.load_path
-        second = (prefix + key, path, prepare.eval_split, prefix + "eval_save_path")
-        found.append(Source(*second, prepare.eval_save_path))
+        found.append(Source(key, path, prepare.eval_split, *save, prepare))
     return found
 
 
@@ -57,7 +71,7 @@ def look_at_sources(here: Surroundings, prepare: DatasetPreprocess) -> Iterator[
         else:
             yield from _save_path(source)
         try:
-            files = find_files(prepare, source.load_path, source.split)
+            files = find_files(source.options, source.load_path, source.split)
         except DataError as problem:
             yield _no_source(source, problem)
             continue
@@ -68,7 +82,7 @@ def look_at_sources(here: Surroundings, prepare: DatasetPreprocess) -> Iterator[
         if files is None:
             yield from _of_the_hub(here, source)
         else:
-            yield from _first_row(source, files, prepare)
+            yield from _first_row(here, source, files)
 
 
 def _no_source(source: Source, problem: DataError) -> Finding:
@@ -109,27 +123,45 @@ def _save_path(source: Source) -> Iterator[Finding]:
 # --- the first row --------------------------------------------------------------------------------
 
 
-def _first_row(source: Source, files: SourceFiles, prepare: DatasetPreprocess) -> Iterator[Finding]:
+def _first_row(here: Surroundings, source: Source, files: SourceFiles) -> Iterator[Finding]:
     if not files.files:
         return
-    path, field = files.files[0], prepare.data_field
+    path, options = files.files[0], source.options
     try:
         fields = _fields(path, files)
     except _BadRow as problem:
-        kind = warning if prepare.skip_bad_rows else error
+        kind = warning if options.skip_bad_rows else error
         yield kind(source.key, f"{path}: its first row is {problem}", SKIP)
         return
     except (OSError, EOFError, ValueError) as problem:
         text = f"{path}: cannot be read ({str(problem).splitlines()[0]})"
         yield error(source.key, text, "is the file whole, and of the kind it says? copy it again")
         return
-    if fields is not None and field not in fields:
+    if fields is None:
+        return
+    row_format = options.row_format or detect(fields, options.columns, options.data_field)
+    if row_format not in (None, "text"):
+        first_rows = _first_rows(path) if files.kind == "jsonl" else []
+        yield from look_at_chats(
+            here, source.key, options, str(row_format), path, fields, first_rows
+        )
+    elif options.data_field not in fields:
         have = ", ".join(fields[:10]) or "none"
         yield error(
             "dataset_preprocess.data_field",
-            f"{path} has no field {field!r}; its fields: {have}",
+            f"{path} has no field {options.data_field!r}; its fields: {have}",
             f"set data_field to one of {have}",
         )
+
+
+def _first_rows(path: Path) -> list[tuple[int, Any]]:
+    """(line, value) of the first lines that are whole and JSON."""
+    lines = _beginning(path).removeprefix(b"\xef\xbb\xbf").split(b"\n")[:-1]
+    found: list[tuple[int, Any]] = []
+    for number, line in enumerate(lines[:ROWS_LOOKED_AT], start=1):
+        with suppress(ValueError, RecursionError):
+            found.append((number, json.loads(line)))
+    return found
 
 
 class _BadRow(Exception):
@@ -177,18 +209,21 @@ def _json_fields(raw: bytes, kind: str) -> list[str] | None:
 # --- is prepared data still that of its source ----------------------------------------------------
 
 
-def changed_since(manifest: Manifest, source: Source, prepare: DatasetPreprocess) -> str | None:
-    """What in the source is not what was prepared; None where it is, or cannot be told quickly."""
-    prepared_at = (Path(source.save_path) / MANIFEST_NAME).stat().st_mtime
+def changed_since(manifest: Manifest, made_by: list[Source]) -> str | None:
+    """What in the sources is not what was prepared; None where it is, or cannot be told quickly."""
+    prepared_at = (Path(made_by[0].save_path) / MANIFEST_NAME).stat().st_mtime
     try:
-        files = find_files(prepare, source.load_path, source.split)
-        if files is None:
+        found = [find_files(one.options, one.load_path, one.split) for one in made_by]
+        if None in found:
             return None
-        states = {path: path.stat() for path in files.files}
+        all_files = [files for files in found if files is not None]
+        states = {path: path.stat() for files in all_files for path in files.files}
         newer = [path for path, state in states.items() if state.st_mtime >= prepared_at]
         small = sum(state.st_size for state in states.values()) <= SMALL_BYTES
-        if newer and small and contents_sha256(files.root, files.files) == manifest.source_sha256:
-            return None
+        if newer and small:
+            hashes = [contents_sha256(files.root, files.files) for files in all_files]
+            if joined_sha256(hashes, [one.weight for one in made_by]) == manifest.source_sha256:
+                return None
     except (OSError, DataError):
         return None  # the source may be gone once data is prepared
     return str(newer[0]) if newer else None

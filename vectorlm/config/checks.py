@@ -11,12 +11,12 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from vectorlm.config.data_checks import source_rules
 from vectorlm.config.job_checks import slurm_rules, sweep_rules
 from vectorlm.config.problem import Problem
 from vectorlm.config.schema import (
     PLATEAU_SCHEDULERS,
     Config,
-    DatasetPreprocess,
 )
 from vectorlm.config.suggest import shown
 
@@ -179,40 +179,12 @@ def _packing(config: Config) -> Iterator[Problem]:
 
 def _source(config: Config) -> Iterator[Problem]:
     prepare = config.dataset_preprocess
-    if prepare and prepare.from_disk and prepare.dataset_format not in ("auto", "hf"):
+    if prepare and prepare.from_disk and prepare.file_kind not in ("auto", "hf", "text"):
         yield Problem(
             ("dataset_preprocess.from_disk", "dataset_preprocess.dataset_format"),
             "from_disk: true says a folder saved by `datasets`, dataset_format says "
             f"{prepare.dataset_format}; keep one of the two",
         )
-
-
-def _evaluation_source(config: Config) -> Iterator[Problem]:
-    prepare = config.dataset_preprocess
-    if prepare is None:
-        return
-    if prepare.eval_save_path is None:
-        for name in ("eval_load_path", "eval_split"):
-            if getattr(prepare, name) is not None:
-                yield Problem(
-                    (f"dataset_preprocess.{name}", "dataset_preprocess.eval_save_path"),
-                    "has no effect without eval_save_path; give that too, or remove this",
-                )
-    elif _evaluates_on_training_data(prepare):
-        yield Problem(
-            (
-                "dataset_preprocess.eval_save_path",
-                "dataset_preprocess.eval_load_path",
-                "dataset_preprocess.eval_split",
-            ),
-            "the evaluation data would be the training data; give another eval_load_path or "
-            "eval_split",
-        )
-
-
-def _evaluates_on_training_data(prepare: DatasetPreprocess) -> bool:
-    source = _folder(prepare.eval_load_path or prepare.load_path)
-    return source == _folder(prepare.load_path) and prepare.eval_split in (None, prepare.split)
 
 
 def _folders(config: Config) -> Iterator[Problem]:
@@ -228,11 +200,12 @@ def _folders(config: Config) -> Iterator[Problem]:
         prefix + "load_path": prepare.load_path,
         prefix + "eval_load_path": prepare.eval_load_path,
     }
+    sources = [(prefix + "datasets", str(one.get("load_path") or "")) for one in prepare.datasets]
     if prepare.eval_save_path and _folder(prepare.eval_save_path) == _folder(prepare.save_path):
         del written[prefix + "eval_save_path"]  # as the other way round, which is said anyway
         kept[prefix + "eval_save_path"] = prepare.eval_save_path
     for target, folder in written.items():
-        for other, path in (kept | written).items():
+        for other, path in [*(kept | written).items(), *sources]:
             if other != target and folder and path and _holds(folder, path):
                 yield Problem(
                     (target, other),
@@ -285,7 +258,7 @@ RULES: tuple[Callable[[Config], Iterator[Problem]], ...] = (
     _ignore_index,
     _packing,
     _source,
-    _evaluation_source,
+    source_rules,
     _folders,
     _training_folders,
     slurm_rules,

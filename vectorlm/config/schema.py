@@ -34,8 +34,24 @@ from vectorlm.config.job_text import (
 
 ShardingStrategy = Literal["FULL_SHARD", "SHARD_GRAD_OP", "HYBRID_SHARD", "NO_SHARD"]
 Precision = Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed"]
-PackingType = Literal["full", "partial", "truncate", "none"]
-SourceFormat = Literal["auto", "hf", "json", "jsonl", "csv", "parquet", "text"]
+ReduceType = Literal["float32", "compute"]
+PackingType = Literal["full", "best_fit", "partial", "truncate", "none"]
+SourceFormat = Literal[
+    "auto",
+    "text",
+    "messages",
+    "sharegpt",
+    "alpaca",
+    "prompt_completion",
+    "tokenized",
+    "hf",
+    "json",
+    "jsonl",
+    "csv",
+    "parquet",
+]
+FILE_KINDS = ("hf", "json", "jsonl", "csv", "parquet", "text")
+Learn = Literal["assistant", "last_turn", "all"]
 SchedulerType = Literal[
     "linear",
     "cosine",
@@ -72,6 +88,22 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=()
     )
+
+
+def _text(pattern: str, allowed: str, description: str, default: Any = None) -> Any:
+    """A text that ends up in a job script; `allowed` says in words what the pattern admits."""
+    return Field(
+        default,
+        pattern=pattern,
+        max_length=LONGEST_TEXT,
+        description=description,
+        json_schema_extra={"allowed": allowed},
+    )
+
+
+def _said(default: Any, allowed: str, description: str) -> Any:
+    """A key whose type has the pattern, or holds several values; `allowed` as in `_text`."""
+    return Field(default, description=description, json_schema_extra={"allowed": allowed})
 
 
 class Optimizer(Section):
@@ -134,6 +166,16 @@ class TrainParameters(Section):
         description="Recompute each block in the backward pass: far less memory, about 30 % more "
         "compute.",
     )
+    compile: bool = Field(
+        False,
+        description="Compile each block with `torch.compile`: faster steps, after a first one that "
+        "takes up to some minutes.",
+    )
+    use_liger_kernel: bool = Field(
+        False,
+        description="Take norms, rotary positions and gated layers from liger-kernel, on NVIDIA "
+        "GPUs.",
+    )
     use_flash_attention: bool = Field(
         True,
         description="Use flash-attn where it is installed, else torch's variable-length kernel, "
@@ -149,6 +191,11 @@ class TrainParameters(Section):
     pad_vocab_to_multiple_of: Count | None = Field(
         None,
         description="Pad the vocabulary while training, for tensor cores; exports never show it.",
+    )
+    reduce_dtype: ReduceType = Field(
+        "float32",
+        description="Type in which ranks add up gradients: `float32`, or `compute`, the type of "
+        "`precision`: half the traffic, rounded sums.",
     )
     lora_peft_config: dict[str, Any] | None = Field(
         None,
@@ -188,6 +235,11 @@ class TrainParameters(Section):
         0.25, gt=0, le=1, description="Save a checkpoint each time this share of an epoch is done."
     )
     keep_checkpoints: Count = Field(2, description="How many of the newest checkpoints to keep.")
+    async_checkpointing: bool = Field(
+        True,
+        description="Train on while a checkpoint is written from a copy in host memory, where "
+        "that has room for it; `false`: training waits.",
+    )
     resume_despite_changes: bool = Field(
         False,
         description="Resume although the data, seed or global batch differ from the checkpoint's.",
@@ -210,6 +262,16 @@ class DatasetConfig(Section):
     ignore_index: int = Field(-100, lt=0, description="Label of tokens that are not learned.")
     train_bs: Count = Field(1, description="Rows in a micro-batch on each rank.")
     eval_bs: Count = Field(1, description="Rows in an evaluation batch on each rank.")
+    longest_first: bool = Field(
+        True,
+        description="The first step of the first epoch learns the longest rows, so that a lack of "
+        "memory shows at once.",
+    )
+    group_by_length: bool = Field(
+        False,
+        description="Each step learns rows about as long as one another, steps in random order: "
+        "for data that is not packed.",
+    )
     train_ds: str = Field(min_length=1, description="Folder of the prepared training data.")
     eval_ds: str | None = Field(
         None,
@@ -219,18 +281,44 @@ class DatasetConfig(Section):
 
 
 class DatasetPreprocess(Section):
-    """How text becomes rows of tokens."""
+    """How text and conversations become rows of tokens."""
 
     ignore_index: int = Field(
         -100, lt=0, description="Label written for tokens that are not learned."
     )
     load_path: str = Field(
+        "",
         min_length=1,
         description="What to read: a folder saved by `datasets`, a JSONL, JSON, CSV, Parquet or "
         "text file, a folder or glob of such files, or a dataset's name on the hub.",
     )
+    datasets: list[dict[str, Any]] = _said(
+        [],
+        "a list of mappings such as {load_path: a.jsonl, weight: 0.5}",
+        "Several sources instead of `load_path`: each with its own `load_path` and, where wanted, "
+        "`weight` (1: every row once; 2.5: every row twice and half of them once more), `split`, "
+        "`dataset_format`, `from_disk`, `data_field`, `columns`, `text_rows`.",
+    )
     dataset_format: SourceFormat = Field(
-        "auto", description="What `load_path` holds, where its ending does not say."
+        "auto",
+        description="What a row is: `text`, `messages`, `sharegpt`, `alpaca`, `prompt_completion` "
+        "or `tokenized`; by default found out from the names of the columns. Or what kind of "
+        "files they are, where their endings do not say.",
+    )
+    columns: dict[str, str] = _said(
+        {},
+        "a mapping such as {messages: dialog, tools: functions}",
+        "Which column plays which role of the format, where it has another name.",
+    )
+    chat_template: str | None = Field(
+        None,
+        min_length=1,
+        description="File with the chat template, in jinja; by default the model's own.",
+    )
+    learn: Learn = Field(
+        "assistant",
+        description="What of a conversation is learned: every turn of the `assistant`, all that it "
+        "says after the last message of a user (`last_turn`), or `all`.",
     )
     from_disk: bool = Field(
         False,
@@ -246,6 +334,13 @@ class DatasetPreprocess(Section):
         None, min_length=1, description="Source of the evaluation data; by default `load_path`."
     )
     eval_split: str | None = Field(None, description="Split of the evaluation data.")
+    val_split: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Share of the rows held out of the training data and written to "
+        "`eval_save_path`; equal rows fall on one side.",
+    )
     eval_save_path: str | None = Field(
         None,
         min_length=1,
@@ -253,7 +348,8 @@ class DatasetPreprocess(Section):
     )
     packing_type: PackingType | None = Field(
         None,
-        description="`full`: documents joined and cut at `max_seq_len`. `partial`: each document "
+        description="`full`: documents joined and cut at `max_seq_len`. `best_fit`: whole "
+        "documents put together into rows, only longer ones cut. `partial`: each document "
         "cut by itself. `truncate`: each document's first `max_seq_len` tokens. `none`: a longer "
         "document is an error.",
     )
@@ -283,26 +379,30 @@ class DatasetPreprocess(Section):
     text_rows: Literal["line", "paragraph", "file"] = Field(
         "line", description="What a document is in plain text files."
     )
+    memory_mb: int = Field(
+        300,
+        ge=64,
+        description="MiB that buffers may take while data is prepared, beside the libraries and "
+        "the tokenizer. More lets `best_fit` choose among more documents.",
+    )
+    workers: Count | None = Field(
+        None, description="Threads that tokenize; by default as many as there are cores to use."
+    )
 
     @property
     def effective_packing(self) -> PackingType:
         return self.packing_type or ("truncate" if self.truncate else "none")
 
+    @property
+    def file_kind(self) -> str:
+        """The kind that `dataset_format` names, where it does not name a format of rows."""
+        return self.dataset_format if self.dataset_format in FILE_KINDS else "auto"
 
-def _text(pattern: str, allowed: str, description: str, default: Any = None) -> Any:
-    """A text that ends up in a job script; `allowed` says in words what the pattern admits."""
-    return Field(
-        default,
-        pattern=pattern,
-        max_length=LONGEST_TEXT,
-        description=description,
-        json_schema_extra={"allowed": allowed},
-    )
-
-
-def _said(default: Any, allowed: str, description: str) -> Any:
-    """A key whose type has the pattern, or holds several values; `allowed` as in `_text`."""
-    return Field(default, description=description, json_schema_extra={"allowed": allowed})
+    @property
+    def row_format(self) -> str | None:
+        """The format of rows that `dataset_format` names; None: to be found out."""
+        is_kind = self.dataset_format in (*FILE_KINDS, "auto") and self.dataset_format != "text"
+        return None if is_kind else self.dataset_format
 
 
 class SlurmPreprocess(Section):
@@ -380,7 +480,7 @@ class Slurm(Section):
         ge=30,
         le=65535,
         description="Seconds before the time limit at which the run is asked to save and stop. "
-        "Slurm looks every 30 s; give a step and a save enough.",
+        "Slurm looks every 30 s; give a step and two saves enough.",
     )
     requeue: bool = Field(
         True, description="Start again after a time limit, a preemption or a fault that may pass."

@@ -1,10 +1,12 @@
-"""One reader a file kind: an open file becomes a stream of texts and bad rows. Floor 2; called by
-`data.sources`.
+"""One reader a file kind: an open file becomes batches of rows. Floor 2; called by `data.sources`.
 
-Every reader keeps at most a chunk, a line or a record batch in memory, and names each row as
-`file:line`, or `file: row N` (from 1) where lines mean nothing. What is wrong with a single row is
-handed on as a `BadRow`, for the caller to stop at or to count; what makes the rest of a file
-unreadable is a DataError.
+Every reader keeps at most a batch in memory, cut by size and not by any setting, so that the same
+file always gives the same batches. Rows are named `file:line`, or `file: row N` (from 1) where
+lines mean nothing. What is wrong with a single row is handed on as a `BadRow`, for the caller to
+stop at or to count; what makes the rest of a file unreadable is a DataError.
+
+JSON lines are read many at a time by orjson; where it meets anything odd, that batch is read again
+line by line, with the standard library's parser for the lines that orjson refuses.
 """
 
 from __future__ import annotations
@@ -12,14 +14,17 @@ from __future__ import annotations
 import codecs
 import csv
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+import orjson
 import pyarrow as pa
 
+from vectorlm.data.documents import BadRow, Position, RowBatch, Where
 from vectorlm.errors import DataError
 
+BATCH_BYTES = 2 << 20
 CHUNK_BYTES = 1 << 20
 LONGEST_BYTES = 256 << 20
 ROWS_AT_ONCE = 1000
@@ -34,55 +39,113 @@ NOT_TEXT = "not a string"
 EMPTY = "empty"
 
 
-class TextRow(NamedTuple):
-    text: str
-    where: str
+class Wanted(NamedTuple):
+    """What of each row is handed on: the text of `field`; or, where it is None, the record, whole
+    or with `columns` only."""
+
+    field: str | None
+    columns: tuple[str, ...] | None = None
 
 
-class BadRow(NamedTuple):
-    """`reason` is what rows are counted by, `detail` the sentence for this one."""
+class Opened(NamedTuple):
+    """A file to read, from `start` on (as a batch of the same reader had it in `after`)."""
 
-    where: str
+    path: Path
+    file: Any
+    wanted: Wanted
+    start: Position = Position()
+
+
+class BadValue(NamedTuple):
     reason: str
     detail: str
 
 
-Item = TextRow | BadRow
-Reader = Callable[[Path, BinaryIO, str], Iterator[Item]]
+Numbered = tuple[int, Any]  # a row's number, and its value or BadValue
+Reader = Callable[[Opened], Iterator[RowBatch]]
 
 
 # --- one value ----------------------------------------------------------------------
 
 
-def check_text(text: Any, field: str, where: str) -> Item:
+def check_text(text: Any, field: str) -> str | BadValue:
     if not isinstance(text, str):
         found = "null" if text is None else f"of type {type(text).__name__}"
-        return BadRow(where, NOT_TEXT, f"field '{field}' is {found}, not a string")
-    if not text.strip():
-        return BadRow(where, EMPTY, f"field '{field}' is empty")
+        return BadValue(NOT_TEXT, f"field '{field}' is {found}, not a string")
+    if not text or text.isspace():
+        return BadValue(EMPTY, f"field '{field}' is empty")
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        return BadRow(
-            where, NOT_UTF8, f"field '{field}' is not valid UTF-8 (at character {error.start + 1})"
+        return BadValue(
+            NOT_UTF8, f"field '{field}' is not valid UTF-8 (at character {error.start + 1})"
         )
-    return TextRow(text, where)
+    return text
 
 
-def check_object(value: Any, field: str, where: str) -> Item:
+def check_object(value: Any, wanted: Wanted) -> Any:
     if not isinstance(value, dict):
-        return BadRow(
-            where, BROKEN_JSON, f"a JSON object is expected, not a {type(value).__name__}"
-        )
-    if field not in value:
-        return BadRow(where, ABSENT, absent(field, list(value)))
-    return check_text(value[field], field, where)
+        return BadValue(BROKEN_JSON, f"a JSON object is expected, not a {type(value).__name__}")
+    if wanted.field is None:
+        return chosen(value, wanted)
+    if wanted.field not in value:
+        return BadValue(ABSENT, absent(wanted.field, list(value)))
+    return check_text(value[wanted.field], wanted.field)
+
+
+def chosen(record: dict[str, Any], wanted: Wanted) -> dict[str, Any]:
+    if wanted.columns is None:
+        return record
+    return {name: record[name] for name in wanted.columns if name in record}
 
 
 def absent(field: str, fields: list[str]) -> str:
     have = ", ".join(map(str, fields)) or "none"
     cure = "dataset_preprocess.data_field names the one to read"
     return f"there is no field '{field}' (fields here: {have}); {cure}"
+
+
+# --- batches ------------------------------------------------------------------------
+
+
+def batch_of(prefix: str, rows: Iterable[Numbered], after: Position) -> RowBatch:
+    """Good and bad rows told apart."""
+    values, numbers, bad = [], [], []
+    for number, value in rows:
+        if isinstance(value, BadValue):
+            bad.append(BadRow(f"{prefix}{number}", *value))
+        else:
+            values.append(value)
+            numbers.append(number)
+    return RowBatch(values, Where(prefix, numbers), bad, after)
+
+
+def grouped(prefix: str, opened: Opened, rows: Iterable[Numbered]) -> Iterator[RowBatch]:
+    """Batches of rows that come one by one; a start is found again by reading up to it."""
+    group: list[Numbered] = []
+    done = size = 0
+    for row in rows:
+        group.append(row)
+        size += weight(row[1])
+        if size >= BATCH_BYTES:
+            done += len(group)
+            if done > opened.start.place:
+                yield batch_of(prefix, group, Position(0, done, 0))
+            group, size = [], 0
+    if group:
+        done += len(group)
+        if done > opened.start.place:
+            yield batch_of(prefix, group, Position(0, done, 0))
+
+
+def weight(value: Any) -> int:
+    """About the bytes that a value takes; short ones count too, or a batch of them would be
+    endless."""
+    if isinstance(value, dict):
+        return 64 + sum(map(weight, value.values()))
+    if isinstance(value, list):
+        return 64 + sum(map(weight, value))
+    return 64 + (len(value) if isinstance(value, str) else 0)
 
 
 # --- lines --------------------------------------------------------------------------
@@ -92,82 +155,151 @@ def read_lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, bytes]]:
     number = 0
     while line := file.readline(LONGEST_BYTES):
         number += 1
-        if len(line) >= LONGEST_BYTES:
-            raise DataError(
-                f"{path}:{number}: a line longer than {LONGEST_BYTES >> 20} MiB.\n"
-                "Is it text, one row a line?"
-            )
+        check_line(path, number, line)
         yield number, line.removeprefix(UTF8_BOM) if number == 1 else line
 
 
-def decode(line: bytes, where: str) -> str | BadRow:
+def check_line(path: Path, number: int, line: bytes) -> None:
+    if len(line) >= LONGEST_BYTES:
+        raise DataError(
+            f"{path}:{number}: a line longer than {LONGEST_BYTES >> 20} MiB.\n"
+            "Is it text, one row a line?"
+        )
+
+
+def read_many_lines(opened: Opened) -> Iterator[tuple[int, list[bytes], Position]]:
+    """(number of the first, lines, position behind them): whole lines, of about a batch."""
+    place, number = opened.start.place, opened.start.number
+    opened.file.seek(place)
+    while chunk := opened.file.read(min(BATCH_BYTES, LONGEST_BYTES)):
+        if not chunk.endswith(b"\n"):
+            rest = opened.file.readline(LONGEST_BYTES)
+            check_line(opened.path, number + chunk.count(b"\n") + 1, rest)
+            chunk += rest
+        start, place = place, place + len(chunk)
+        lines = (chunk if start else chunk.removeprefix(UTF8_BOM)).split(b"\n")
+        if not lines[-1]:
+            lines.pop()
+        first, number = number + 1, number + len(lines)
+        yield first, lines, Position(0, place, number)
+
+
+def read_jsonl(opened: Opened) -> Iterator[RowBatch]:
+    for first, lines, after in read_many_lines(opened):
+        values = parse_lines(lines, opened.wanted)
+        if values is None:
+            yield batch_of(
+                f"{opened.path}:",
+                (
+                    (number, parse_line(line, opened.wanted))
+                    for number, line in enumerate(lines, first)
+                    if line and not line.isspace()
+                ),
+                after,
+            )
+        else:
+            numbers = range(first, first + len(lines))
+            yield RowBatch(values, Where(f"{opened.path}:", numbers), [], after)
+
+
+def parse_lines(lines: list[bytes], wanted: Wanted) -> list[Any] | None:
+    """None where a line is blank or bad in any way: then each has to be looked at."""
+    try:
+        values = [orjson.loads(line) for line in lines]
+        if wanted.field is not None:
+            values = [value[wanted.field] for value in values]
+    except (ValueError, KeyError, TypeError, IndexError):
+        return None
+    if wanted.field is None:
+        good = all(type(value) is dict for value in values)
+        return [chosen(value, wanted) for value in values] if good else None
+    return values if all_texts(values) else None
+
+
+def all_texts(values: list[Any]) -> bool:
+    return all(type(text) is str and text and not text.isspace() for text in values)
+
+
+def parse_line(line: bytes, wanted: Wanted) -> Any:
+    try:
+        value = orjson.loads(line)
+    except ValueError:
+        text = decode(line)
+        if isinstance(text, BadValue):
+            return text
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            return BadValue(BROKEN_JSON, f"broken JSON: {error}")
+    return check_object(value, wanted)
+
+
+def decode(line: bytes) -> str | BadValue:
     try:
         return line.decode()
     except UnicodeDecodeError as error:
         hint = "convert it, for example with iconv -f ISO-8859-1 -t UTF-8"
-        return BadRow(
-            where, NOT_UTF8, f"not valid UTF-8 (at byte {error.start + 1} of the line); {hint}"
+        return BadValue(
+            NOT_UTF8, f"not valid UTF-8 (at byte {error.start + 1} of the line); {hint}"
         )
 
 
-def read_jsonl(path: Path, file: BinaryIO, field: str) -> Iterator[Item]:
-    for number, line in read_lines(path, file):
-        if not line.isspace():
-            yield parse_line(decode(line, where := f"{path}:{number}"), field, where)
+def decoded_text(content: bytes) -> str | BadValue:
+    text = decode(content)
+    return text if isinstance(text, BadValue) else check_text(text, "text")
 
 
-def parse_line(line: str | BadRow, field: str, where: str) -> Item:
-    if isinstance(line, BadRow):
-        return line
-    try:
-        return check_object(json.loads(line), field, where)
-    except (ValueError, RecursionError) as error:
-        return BadRow(where, BROKEN_JSON, f"broken JSON: {error}")
+def read_text_lines(opened: Opened) -> Iterator[RowBatch]:
+    for first, lines, after in read_many_lines(opened):
+        rows = (
+            (number, decoded_text(line.rstrip(b"\r\n")))
+            for number, line in enumerate(lines, first)
+            if line and not line.isspace()
+        )
+        yield batch_of(f"{opened.path}:", rows, after)
 
 
-def read_text_lines(path: Path, file: BinaryIO, field: str) -> Iterator[Item]:
-    for number, line in read_lines(path, file):
-        if not line.isspace():
-            text = decode(line.rstrip(b"\r\n"), where := f"{path}:{number}")
-            yield text if isinstance(text, BadRow) else check_text(text, "text", where)
-
-
-def read_paragraphs(path: Path, file: BinaryIO, field: str) -> Iterator[Item]:
+def read_paragraphs(opened: Opened) -> Iterator[RowBatch]:
     """Blocks between blank lines, each named by its first line."""
+    return grouped(f"{opened.path}:", opened, paragraphs(opened))
+
+
+def paragraphs(opened: Opened) -> Iterator[Numbered]:
     block: list[bytes] = []
     first = 1
-    for number, line in read_lines(path, file):
+    for number, line in read_lines(opened.path, opened.file):
         if not line.isspace():
             first = first if block else number
             block.append(line)
         elif block:
-            yield join_block(block, f"{path}:{first}")
+            yield first, join_block(block)
             block = []
     if block:
-        yield join_block(block, f"{path}:{first}")
+        yield first, join_block(block)
 
 
-def read_whole(path: Path, file: BinaryIO, field: str) -> Iterator[Item]:
-    yield join_block([line for _, line in read_lines(path, file)], f"{path}:1")
+def read_whole(opened: Opened) -> Iterator[RowBatch]:
+    lines = [line for _, line in read_lines(opened.path, opened.file)]
+    return grouped(f"{opened.path}:", opened, [(1, join_block(lines))])
 
 
-def join_block(block: list[bytes], where: str) -> Item:
-    text = decode(b"".join(block).rstrip(b"\r\n").replace(b"\r\n", b"\n"), where)
-    return text if isinstance(text, BadRow) else check_text(text, "text", where)
+def join_block(block: list[bytes]) -> str | BadValue:
+    return decoded_text(b"".join(block).rstrip(b"\r\n").replace(b"\r\n", b"\n"))
 
 
 # --- JSON arrays --------------------------------------------------------------------
 
 
-def read_json(path: Path, file: Any, field: str) -> Iterator[Item]:
+def read_json(opened: Opened) -> Iterator[RowBatch]:
     """An array of objects, or one object a line: the first character tells."""
-    start = file.peek(4096).removeprefix(UTF8_BOM).lstrip()
-    return (read_json_array if start.startswith(b"[") else read_jsonl)(path, file, field)
+    start = opened.file.peek(4096).removeprefix(UTF8_BOM).lstrip()
+    return (read_json_array if start.startswith(b"[") else read_jsonl)(opened)
 
 
-def read_json_array(path: Path, file: BinaryIO, field: str) -> Iterator[Item]:
-    for number, value in enumerate(JsonArray(path, file), start=1):
-        yield check_object(value, field, f"{path}: row {number}")
+def read_json_array(opened: Opened) -> Iterator[RowBatch]:
+    values = enumerate(JsonArray(opened.path, opened.file), start=1)
+    rows = ((number, check_object(value, opened.wanted)) for number, value in values)
+    return grouped(f"{opened.path}: row ", opened, rows)
 
 
 class JsonArray:
@@ -263,38 +395,44 @@ class JsonArray:
 # --- CSV ----------------------------------------------------------------------------
 
 
-def read_csv(path: Path, file: BinaryIO, field: str) -> Iterator[Item]:
-    rows = csv_rows(path, file)
+def read_csv(opened: Opened) -> Iterator[RowBatch]:
+    path = opened.path
+    rows = csv_rows(path, opened.file)
     header = next(rows, None)
     if header is None or header[1] is None:
         raise DataError(f"{path}: no header line; the first line of a CSV file names its fields")
-    fields = header[1]
-    if fields.count(field) != 1:
-        raise DataError(
-            f"{path}:1: "
-            + (absent(field, fields) if field not in fields else f"'{field}' stands twice")
-        )
-    column = fields.index(field)
-    for line, values, problem in rows:
-        yield check_csv_row(values, problem, fields, column, f"{path}:{line}")
+    fields, field = header[1], opened.wanted.field
+    place, doubled = f"{path}:1", [name for name in fields if fields.count(name) > 1]
+    if field is not None and field not in fields:
+        raise DataError(f"{place}: {absent(field, fields)}")
+    if field in doubled or (field is None and doubled):
+        raise DataError(f"{place}: '{field or doubled[0]}' stands twice")
+    found = (
+        (line, check_csv_row(values, problem, fields, opened.wanted))
+        for line, values, problem in rows
+    )
+    return grouped(f"{path}:", opened, found)
 
 
-def check_csv_row(
-    values: list[str] | None, problem: str, fields: list[str], column: int, where: str
-) -> Item:
+def check_csv_row(values: list[str] | None, problem: str, fields: list[str], wanted: Wanted) -> Any:
     if values is None:
-        return BadRow(where, BROKEN_CSV, f"broken CSV: {problem}")
+        return BadValue(BROKEN_CSV, f"broken CSV: {problem}")
     if len(values) != len(fields):
-        return BadRow(where, FIELD_COUNT, f"{len(values)} fields, but the header has {len(fields)}")
-    return check_text(values[column], fields[column], where)
+        return BadValue(FIELD_COUNT, f"{len(values)} fields, but the header has {len(fields)}")
+    record = dict(zip(fields, values, strict=True))
+    if wanted.field is not None:
+        return check_text(record[wanted.field], wanted.field)
+    for name, text in record.items():
+        if isinstance(found := check_text(text or "-", name), BadValue) and found.reason != EMPTY:
+            return found
+    return chosen(record, wanted)
 
 
 def csv_rows(path: Path, file: BinaryIO) -> Iterator[tuple[int, list[str] | None, str]]:
     """(first line, values, "") a row; (line, None, problem) where the quoting is broken. Blank
     lines are skipped."""
     # The module's default, 128 KiB, is less than a long document; no limit would let a quote that
-    # is never
-    # closed swallow the whole file.
+    # is never closed swallow the whole file.
     csv.field_size_limit(LONGEST_BYTES)
     # Bytes that are no UTF-8 become surrogates here; `check_text` finds them where they matter.
     texts = (line.decode(errors="surrogateescape") for _, line in read_lines(path, file))
@@ -319,40 +457,70 @@ def csv_rows(path: Path, file: BinaryIO) -> Iterator[tuple[int, list[str] | None
 # --- Arrow and Parquet --------------------------------------------------------------
 
 
-def read_parquet(path: Path, file: BinaryIO, field: str) -> Iterator[Item]:
+def read_parquet(opened: Opened) -> Iterator[RowBatch]:
     import pyarrow.parquet as pq
 
     # Buffered, so that a huge row group is not held at once.
-    table = pq.ParquetFile(file, buffer_size=CHUNK_BYTES, pre_buffer=False)
-    check_column(path, table.schema_arrow, field)
-    batches = table.iter_batches(ROWS_AT_ONCE, columns=[field], use_threads=False)
-    return read_batches(path, batches, field)
+    file = pq.ParquetFile(opened.file, buffer_size=CHUNK_BYTES, pre_buffer=False)
+    names = column_names(opened.path, file.schema_arrow, opened.wanted)
+    batches = file.iter_batches(rows_at_once(file.metadata), columns=names, use_threads=False)
+    return read_batches(opened, batches)
 
 
-def read_arrow(path: Path, file: BinaryIO, field: str) -> Iterator[Item]:
+def rows_at_once(metadata: Any) -> int:
+    """As many rows as make a batch; long documents would fill the memory by the thousand."""
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    longest = max((group.total_byte_size / max(group.num_rows, 1) for group in groups), default=1)
+    return int(min(max(BATCH_BYTES / max(longest, 1), 1), ROWS_AT_ONCE))
+
+
+def read_arrow(opened: Opened) -> Iterator[RowBatch]:
     """A shard of a folder saved by `datasets`; read, not mapped: mapped pages count as this
     process's memory."""
-    schema = pa.ipc.open_stream(file).schema
-    check_column(path, schema, field)
-    file.seek(0)
-    only = pa.ipc.IpcReadOptions(included_fields=[schema.get_field_index(field)])
-    stream = pa.ipc.open_stream(file, options=only)
-    return read_batches(path, stream, field)
+    schema = pa.ipc.open_stream(opened.file).schema
+    names = column_names(opened.path, schema, opened.wanted)
+    opened.file.seek(0)
+    indices = [schema.get_field_index(name) for name in names]
+    only = pa.ipc.IpcReadOptions(included_fields=indices)
+    return read_batches(opened, pa.ipc.open_stream(opened.file, options=only))
 
 
-def read_batches(name: Path | str, batches: Any, field: str) -> Iterator[Item]:
+def read_batches(opened: Opened, batches: Iterable[Any]) -> Iterator[RowBatch]:
+    """A row's place is its number; batches before the start are dropped as they come."""
     number = 0
     for batch in batches:
-        column = batch.column(field)
-        for start in range(0, len(column), ROWS_AT_ONCE):
-            for value in column.slice(start, ROWS_AT_ONCE).to_pylist():
-                number += 1
-                yield check_text(value, field, f"{name}: row {number}")
+        for rows in pieces(batch):
+            number += rows.num_rows
+            if number > opened.start.place:
+                yield read_piece(opened, rows, number)
 
 
-def check_column(name: Path | str, schema: pa.Schema, field: str) -> None:
-    if field not in schema.names:
-        raise DataError(f"{name}: {absent(field, schema.names)}")
+def pieces(batch: Any) -> Iterator[Any]:
+    """Slices of about a batch's size."""
+    rows = int(min(max(BATCH_BYTES * batch.num_rows // max(batch.nbytes, 1), 1), ROWS_AT_ONCE))
+    for start in range(0, batch.num_rows, rows):
+        yield batch.slice(start, rows)
+
+
+def read_piece(opened: Opened, rows: Any, end: int) -> RowBatch:
+    prefix, field = f"{opened.path}: row ", opened.wanted.field
+    numbers = range(end - rows.num_rows + 1, end + 1)
+    after = Position(0, end, 0)
+    if field is None:
+        return RowBatch(rows.to_pylist(), Where(prefix, numbers), [], after)
+    texts = rows.column(field).to_pylist()
+    if all_texts(texts):
+        return RowBatch(texts, Where(prefix, numbers), [], after)
+    checked = (check_text(text, field) for text in texts)
+    return batch_of(prefix, zip(numbers, checked, strict=True), after)
+
+
+def column_names(name: Path | str, schema: pa.Schema, wanted: Wanted) -> list[str]:
+    if wanted.field is None:
+        return [n for n in schema.names if wanted.columns is None or n in wanted.columns]
+    if wanted.field not in schema.names:
+        raise DataError(f"{name}: {absent(wanted.field, schema.names)}")
+    return [wanted.field]
 
 
 def reader_for(kind: str, text_rows: str) -> Reader:

@@ -1,22 +1,24 @@
 """The files of `load_path` as rows, with their content hash. Floor 2.
 
 Called by `vectorlm.preprocess`. `vectorlm.source_files` decides which files and complains;
-`Source.rows` streams what `vectorlm.data.readers` makes of each.
+`Source.batches` streams what `vectorlm.data.readers` makes of each.
 """
 
 from __future__ import annotations
 
 import gzip
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow as pa
 
 from vectorlm.config.schema import DatasetPreprocess
 from vectorlm.data import readers
-from vectorlm.data.readers import Item, Reader
+from vectorlm.data.documents import Position, RowBatch
+from vectorlm.data.readers import Opened, Reader, Wanted
 from vectorlm.errors import DataError
 from vectorlm.source_files import (
     common_folder,
@@ -25,6 +27,8 @@ from vectorlm.source_files import (
     opened,
     several_splits,
 )
+
+START = Position()
 
 
 class Source:
@@ -40,23 +44,35 @@ class Source:
         self.field = options.data_field
         self.text_rows = options.text_rows
         self.states = [file_state(file) for file in self.files]
-        self.total_bytes = sum(size for size, _ in self.states)
-        self.done_bytes = 0
-        self.current: BinaryIO | None = None
+        self.ends = list(accumulate(size for size, _ in self.states))
+        self.total_bytes = self.ends[-1] if self.ends else 0
+        self.read_bytes = 0
 
-    def rows(self) -> Iterator[Item]:
+    def texts(self, start: Position = START) -> Iterator[RowBatch]:
+        """The texts of `data_field`, from a position on that an earlier batch had in `after`."""
+        return self.read(Wanted(self.field), start)
+
+    def batches(
+        self, columns: Sequence[str] | None = None, start: Position = START
+    ) -> Iterator[RowBatch]:
+        """Whole records as dicts, or these columns of them; the rows of plain text files are
+        texts."""
+        return self.read(Wanted(None, None if columns is None else tuple(columns)), start)
+
+    def read(self, wanted: Wanted, start: Position) -> Iterator[RowBatch]:
         read = readers.reader_for(self.kind, self.text_rows)
-        for path, (size, _) in zip(self.files, self.states, strict=True):
+        for number in range(start.file, len(self.files)):
+            path, before = self.files[number], self.ends[number] - self.states[number][0]
             with opened(path) as raw:
-                self.current = raw
                 file: Any = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
-                yield from explained(read, path, file, self.field)
-                self.current = None
-            self.done_bytes += size
+                here = start if number == start.file else START
+                for batch in explained(read, Opened(path, file, wanted, here)):
+                    self.read_bytes = before + raw.tell()
+                    yield batch._replace(after=batch.after._replace(file=number))
+            self.read_bytes = self.ends[number]
 
     def fraction(self) -> float:
-        done = self.done_bytes + (self.current.tell() if self.current else 0)
-        return done / max(self.total_bytes, 1)
+        return self.read_bytes / max(self.total_bytes, 1)
 
     def sha256(self) -> str:
         """Over the files' contents and relative names; where they lie and when they were written
@@ -81,17 +97,13 @@ class HubSource(Source):
         super().__init__(name, "hf", common_folder(files) if files else Path(), files, options)
         self.dataset = dataset
         self.rows_read = 0
-        readers.check_column(name, dataset.features.arrow_schema, self.field)
 
-    def rows(self) -> Iterator[Item]:
-        tables = (
-            self.dataset.select_columns([self.field])
-            .with_format("arrow")
-            .iter(readers.ROWS_AT_ONCE)
-        )
-        for item in readers.read_batches(self.name, tables, self.field):
-            self.rows_read += 1
-            yield item
+    def read(self, wanted: Wanted, start: Position) -> Iterator[RowBatch]:
+        names = readers.column_names(self.name, self.dataset.features.arrow_schema, wanted)
+        rows = self.dataset.select_columns(names).with_format("arrow").iter(readers.ROWS_AT_ONCE)
+        for batch in readers.read_batches(Opened(Path(self.name), None, wanted, start), rows):
+            self.rows_read = batch.after.place
+            yield batch
 
     def fraction(self) -> float:
         return self.rows_read / max(len(self.dataset), 1)
@@ -147,12 +159,12 @@ def not_loaded(name: str, error: Exception) -> str:
 # --- files --------------------------------------------------------------------------
 
 
-def explained(read: Reader, path: Path, file: Any, field: str) -> Iterator[Item]:
+def explained(read: Reader, opened: Opened) -> Iterator[RowBatch]:
     try:
-        yield from read(path, file, field)
+        yield from read(opened)
     except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
         raise DataError(
-            f"{path}: cannot be read: {error}. Is the file whole, and of the kind it says?"
+            f"{opened.path}: cannot be read: {error}. Is the file whole, and of the kind it says?"
         ) from error
 
 

@@ -1,8 +1,9 @@
-"""Texts become token ids and labels. Floor 2; called by `vectorlm.preprocess`, and `load_tokenizer`
-by others.
+"""The model's tokenizer, and from texts to flat ids. Floor 2; called by `vectorlm.preprocess`, the
+encoders, and by what compares a tokenizer with prepared data.
 
-transformers is imported only where a tokenizer is loaded: importing it takes seconds. Encoding goes
-to the tokenizer's fast (Rust) backend directly, many texts at once.
+`load_tokenizer` gives what transformers makes of a model folder. transformers is imported only the
+first time: what it made is kept by `data.tokenizer_cache`. Texts are encoded by `data.engine`, with
+nothing added, cut or padded.
 """
 
 from __future__ import annotations
@@ -11,44 +12,139 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from vectorlm.data.pack import Document, Tokens
-from vectorlm.data.readers import BadRow, TextRow
-from vectorlm.errors import DataError, ModelError
+from vectorlm.data import engine, tokenizer_cache
+from vectorlm.data.engine import Engine, Flat
+from vectorlm.data.tokenizer_cache import Resolved
+from vectorlm.errors import ModelError
+from vectorlm.hub_cache import find_model
+from vectorlm.row import Tokens
+from vectorlm.tokenizer_files import tokenizer_file_sha256
 
-BATCH_CHARACTERS = 1 << 19
-NO_SEPARATOR = "separator absent"
+Characters = NDArray[np.int64]
+
+LOOK_AGAIN = 64  # after so many batches, and whenever there were four times as many
 
 
-@dataclass(frozen=True)
+@dataclass
 class TextTokenizer:
-    """What preprocessing needs of a tokenizer; `backend` is a `tokenizers.Tokenizer`, or a slow
-    transformers one."""
+    """What preprocessing needs of a tokenizer; `slow` is a transformers one, where there is no
+    backend of `tokenizers`."""
 
-    backend: Any
-    bos_id: int | None
-    eos_id: int | None
-    sha256: str
-    fast: bool = True
-    file_sha256: str | None = None  # of tokenizer.json, for `check`
+    resolved: Resolved
+    slow: Any = None
+    chosen: Engine | None = field(default=None, init=False, repr=False)
+    calls: int = field(default=0, init=False)
+    next_look: int = field(default=LOOK_AGAIN, init=False)
 
-    def encode(self, texts: list[str]) -> list[Tokens]:
-        """Ids without special tokens, never cut or padded."""
-        if self.fast:
-            return [
-                np.array(e.ids, np.int32)
-                for e in self.backend.encode_batch_fast(texts, add_special_tokens=False)
-            ]
-        found = self.backend(
-            texts, add_special_tokens=False, truncation=False, padding=False, verbose=False
-        )
-        return [np.array(ids, np.int32) for ids in found["input_ids"]]
+    @property
+    def bos_id(self) -> int | None:
+        return self.resolved.bos_id
+
+    @property
+    def eos_id(self) -> int | None:
+        return self.resolved.eos_id
+
+    @property
+    def bos(self) -> str | None:
+        return self.resolved.bos
+
+    @property
+    def eos(self) -> str | None:
+        return self.resolved.eos
+
+    @property
+    def sha256(self) -> str:
+        return self.resolved.sha256
+
+    @property
+    def file_sha256(self) -> str | None:
+        return self.resolved.file_sha256
+
+    @property
+    def engine(self) -> str:
+        """What encodes; empty before the first texts have decided it."""
+        return self.chosen.name if self.chosen else ""
+
+    @property
+    def reason(self) -> str:
+        return self.chosen.reason if self.chosen else ""
+
+    @cached_property
+    def backend(self) -> Any:
+        from tokenizers import Tokenizer
+
+        assert self.resolved.serialized is not None
+        backend: Any = Tokenizer.from_str(self.resolved.serialized)
+        backend.encode_special_tokens = self.resolved.splits_special
+        return backend
+
+    def encode_flat(self, texts: list[str]) -> Flat:
+        """Ids of all texts end to end, and where each starts; special tokens that stand in a text
+        are recognised."""
+        if self.chosen is None:
+            self.chosen = self.choose(texts)
+        self.calls += 1
+        if self.calls == self.next_look:
+            self.next_look *= 4
+            self.look_again(texts)
+        return self.chosen.encode(texts)
+
+    def choose(self, texts: list[str]) -> Engine:
+        serialized = self.resolved.serialized
+        if serialized is None:
+            slow = self.slow
+            why = "the tokenizer has no backend of tokenizers"
+            return Engine(engine.SLOW, why, lambda texts: engine.encode_slow(slow, texts))
+        chosen = engine.choose(serialized, lambda: self.backend, texts)
+        self.forget_backend(chosen)
+        return chosen
+
+    def look_again(self, texts: list[str]) -> None:
+        """Whether the engine still gives the right ids, far from where it was chosen."""
+        chosen = self.chosen
+        if chosen is None or chosen.fast is None:
+            return
+        doubt = engine.disagreement(chosen.fast, self.backend, engine.make_sample(texts, []))
+        if doubt:
+            self.chosen = Engine(
+                engine.PLAIN, doubt, lambda texts: engine.encode_plain(self.backend, texts)
+            )
+            raise engine.IdsDiffer(doubt)
+        self.forget_backend(chosen)
+
+    def forget_backend(self, chosen: Engine) -> None:
+        """Dozens of megabytes that are hardly needed; made again if they are."""
+        if chosen.fast is not None:
+            self.__dict__.pop("backend", None)
+
+    def encode_with_offsets(self, texts: list[str]) -> list[tuple[Tokens, Characters, Characters]]:
+        """(ids, first character, character behind the last) of each text; slow."""
+        if self.resolved.serialized is None:
+            raise ModelError(NO_OFFSETS)
+        return [
+            (np.array(found.ids, np.int32), *spans(found.offsets))
+            for found in self.backend.encode_batch(texts, add_special_tokens=False)
+        ]
+
+
+NO_OFFSETS = (
+    "model: its tokenizer has no tokenizer.json, so it cannot be told which characters a token "
+    "stands for.\nGive the model folder a tokenizer.json: load the tokenizer with "
+    "transformers.AutoTokenizer and save it with save_pretrained."
+)
+
+
+def spans(offsets: list[tuple[int, int]]) -> tuple[Characters, Characters]:
+    both = np.array(offsets, np.int64).reshape(-1, 2)
+    return both[:, 0], both[:, 1]
 
 
 # --- loading ------------------------------------------------------------------------
@@ -56,19 +152,43 @@ class TextTokenizer:
 
 def load_tokenizer(model: str) -> TextTokenizer:
     """The tokenizer of a model folder or hub name; a ModelError if there is none."""
+    # Set, it also keeps the library from warning when this process forks later.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    folder = Path(os.path.expanduser(model))
+    entry = tokenizer_cache.entry_path(folder) if folder.is_dir() else None
+    kept = tokenizer_cache.read_entry(entry) if entry else None
+    if kept is not None:
+        return TextTokenizer(kept)
     loaded = load_transformers_tokenizer(model)
+    resolved = resolve(loaded, file_sha256(model, folder))
+    if entry:
+        tokenizer_cache.write_entry(entry, resolved)
+    return TextTokenizer(resolved, slow=loaded if resolved.serialized is None else None)
+
+
+def resolve(loaded: Any, file_sha256: str | None) -> Resolved:
+    sha256 = tokenizer_sha256(loaded)
     backend = getattr(loaded, "backend_tokenizer", None) if loaded.is_fast else None
     if backend is not None:
         # A file may carry the truncation of some earlier use; nothing is ever cut here unasked.
         backend.no_truncation()
         backend.no_padding()
-    return TextTokenizer(
-        backend=loaded if backend is None else backend,
+    return Resolved(
+        serialized=None if backend is None else backend.to_str(),
         bos_id=loaded.bos_token_id,
         eos_id=loaded.eos_token_id,
-        sha256=tokenizer_sha256(loaded),
-        fast=backend is not None,
+        bos=loaded.bos_token,
+        eos=loaded.eos_token,
+        sha256=sha256,
+        file_sha256=file_sha256,
+        splits_special=bool(getattr(loaded, "split_special_tokens", False)),
+        special={name: str(token) for name, token in loaded.special_tokens_map.items()},
     )
+
+
+def file_sha256(model: str, folder: Path) -> str | None:
+    found = folder if folder.is_dir() else find_model(model)
+    return tokenizer_file_sha256(found) if found else None
 
 
 def load_transformers_tokenizer(model: str) -> Any:
@@ -78,8 +198,6 @@ def load_transformers_tokenizer(model: str) -> Any:
             f"model: there is no folder {model}.\n"
             "Give the folder of a model in the Hugging Face format."
         )
-    # Set, it also keeps the library from warning when this process forks later.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     from transformers import AutoTokenizer
 
     try:
@@ -143,82 +261,3 @@ def slow_content(tokenizer: Any) -> dict[str, Any]:
         "added": added,
         "files": files,
     }
-
-
-# --- documents ----------------------------------------------------------------------
-
-
-class DocumentEncoder:
-    """Texts to documents: what is put before, around and between, and which part is learned."""
-
-    def __init__(
-        self,
-        tokenizer: TextTokenizer,
-        *,
-        add_bos_eos_tokens: bool,
-        pre_pend: str | None,
-        separator: str | None,
-        ignore_index: int,
-    ) -> None:
-        if add_bos_eos_tokens and tokenizer.eos_id is None:
-            raise DataError(
-                "dataset_preprocess.add_bos_eos_tokens is true, but the model's tokenizer has no "
-                "EOS token.\n"
-                "Set add_bos_eos_tokens: false, or define eos_token in the model's "
-                "tokenizer_config.json."
-            )
-        self.tokenizer = tokenizer
-        self.pre_pend = pre_pend or ""
-        self.separator = separator
-        self.ignore_index = ignore_index
-        self.bos = special(tokenizer.bos_id if add_bos_eos_tokens else None)
-        self.eos = special(tokenizer.eos_id if add_bos_eos_tokens else None)
-
-    def encode(self, rows: Sequence[TextRow]) -> list[Document | BadRow]:
-        """One result a row, in order; all parts of all rows go to the tokenizer at once."""
-        parts = [self.split(self.pre_pend + row.text) for row in rows]
-        encoded = iter(self.tokenizer.encode([text for pair in parts if pair for text in pair]))
-        return [self.join(row, pair, encoded) for row, pair in zip(rows, parts, strict=True)]
-
-    def split(self, text: str) -> tuple[str, ...] | None:
-        """What is not learned and what is; the whole text alone without a separator, None where it
-        is absent."""
-        if self.separator is None:
-            return (text,)
-        end = text.find(self.separator)
-        if end < 0:
-            return None
-        end += len(self.separator)
-        return text[:end], text[end:]
-
-    def join(
-        self, row: TextRow, parts: tuple[str, ...] | None, encoded: Iterator[Tokens]
-    ) -> Document | BadRow:
-        if parts is None:
-            return BadRow(
-                row.where, NO_SEPARATOR, f"the separator {self.separator!r} is not in the text"
-            )
-        pieces = [next(encoded) for _ in parts]
-        prompt = len(self.bos) + (len(pieces[0]) if len(pieces) == 2 else 0)
-        ids = np.concatenate([self.bos, *pieces, self.eos])
-        labels = ids.copy()
-        labels[:prompt] = self.ignore_index
-        return Document(ids, labels, row.where)
-
-
-def special(token_id: int | None) -> Tokens:
-    return np.array([] if token_id is None else [token_id], np.int32)
-
-
-def batches(rows: Iterable[TextRow]) -> Iterator[list[TextRow]]:
-    """Groups of rows of bounded size, whatever the length of a row."""
-    group: list[TextRow] = []
-    characters = 0
-    for row in rows:
-        group.append(row)
-        characters += len(row.text)
-        if characters >= BATCH_CHARACTERS:
-            yield group
-            group, characters = [], 0
-    if group:
-        yield group

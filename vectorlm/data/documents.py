@@ -1,0 +1,147 @@
+"""What walks through preprocessing: rows as read, documents as tokens, rows as written. Floor 2,
+numpy only; shared by the readers, the encoders, the packers and the writer in `vectorlm.data`.
+
+Tokens lie flat, many documents or rows in one array with offsets, so that nothing costs a Python
+object a token. Legend: T tokens, D documents, R rows, B boundaries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vectorlm.row import Row, Tokens
+
+if TYPE_CHECKING:
+    from vectorlm.data.sources import Source
+    from vectorlm.data.tokenize import TextTokenizer
+
+Offsets = NDArray[np.int64]
+
+
+class BadRow(NamedTuple):
+    """`reason` is what rows are counted by, `detail` the sentence for this one."""
+
+    where: str
+    reason: str
+    detail: str
+
+
+class Where:
+    """The names of rows, `file:line` or `file: row N`; made only when asked for."""
+
+    def __init__(self, prefix: str, numbers: Sequence[int] | NDArray[np.int64]) -> None:
+        self.prefix = prefix
+        self.numbers = numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: int) -> str:
+        return f"{self.prefix}{self.numbers[index]}"
+
+    def take(self, indices: Sequence[int] | NDArray[np.int64]) -> Where:
+        return Where(self.prefix, np.asarray(self.numbers, np.int64)[indices])
+
+
+class Position(NamedTuple):
+    """How far a source is read: the file's number, the place in it as its reader counts, and the
+    number of lines or rows before that place."""
+
+    file: int = 0
+    place: int = 0
+    number: int = 0
+
+
+class RowBatch(NamedTuple):
+    """`values`: texts, or whole records as dicts. `bad`: the rows of this batch that could not be
+    read, in order. `after`: where reading goes on behind it."""
+
+    values: list[Any]
+    where: Where
+    bad: list[BadRow]
+    after: Position = Position()
+
+
+class Documents(NamedTuple):
+    """`labels` are `ignore_index` where nothing is learned."""
+
+    ids: Tokens  # [T]
+    labels: Tokens  # [T]
+    offsets: Offsets  # [D + 1]
+    where: Where  # D names
+
+
+class Encoder(Protocol):
+    """What makes documents of rows; a format of rows has one."""
+
+    tokenizer: TextTokenizer
+
+    def rows(self, source: Source, start: Position) -> Iterator[RowBatch]:
+        """What it needs of the source: texts, or records."""
+
+    def encode(self, batch: RowBatch) -> tuple[Documents, list[BadRow]]:
+        """The documents of a batch, in order, and the rows that make none."""
+
+
+class RowEncoder(Encoder, Protocol):
+    """One that knows what a row says, apart from where it stands."""
+
+    def content(self, value: Any) -> str | None:
+        """Equal for rows that say the same; None where a row is bad."""
+
+
+class RowBlock(NamedTuple):
+    """Complete rows; `boundaries` count from the start of their row."""
+
+    ids: Tokens  # [T]
+    labels: Tokens  # [T]
+    offsets: Offsets  # [R + 1]
+    boundaries: Tokens  # [B]
+    boundary_offsets: Offsets  # [R + 1]
+
+    @property
+    def rows(self) -> int:
+        return len(self.offsets) - 1
+
+    def row(self, index: int) -> Row:
+        tokens = slice(*self.offsets[index : index + 2])
+        starts = slice(*self.boundary_offsets[index : index + 2])
+        return Row(self.ids[tokens], self.labels[tokens], self.boundaries[starts])
+
+
+def offsets_of(lengths: Sequence[int] | NDArray[Any]) -> Offsets:
+    offsets = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return offsets
+
+
+def block_of(rows: Iterable[Row]) -> RowBlock:
+    rows = list(rows)
+    return RowBlock(
+        np.concatenate([row.input_ids for row in rows]),
+        np.concatenate([row.labels for row in rows]),
+        offsets_of([len(row.input_ids) for row in rows]),
+        np.concatenate([row.boundaries for row in rows]),
+        offsets_of([len(row.boundaries) for row in rows]),
+    )
+
+
+def joined(blocks: Sequence[RowBlock]) -> RowBlock:
+    """One block of all their rows, in order."""
+    if len(blocks) == 1:
+        return blocks[0]
+    return RowBlock(
+        np.concatenate([block.ids for block in blocks]),
+        np.concatenate([block.labels for block in blocks]),
+        joined_offsets([block.offsets for block in blocks]),
+        np.concatenate([block.boundaries for block in blocks]),
+        joined_offsets([block.boundary_offsets for block in blocks]),
+    )
+
+
+def joined_offsets(parts: Sequence[Offsets]) -> Offsets:
+    return offsets_of(np.concatenate([np.diff(part) for part in parts]))
