@@ -12,18 +12,14 @@ goes on on the machine strikes all of them alike.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import platform
 import re
 import sys
 import tempfile
-import textwrap
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -32,12 +28,10 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.paper import ROOT, arguments, circumstances, say, spread, write
 from tests.slurm.lab import ENDED, Lab, missing
 
-ROOT = Path(__file__).resolve().parents[1]
 COMMAND = "python benchmarks/slow_link.py"
-PAPER = ROOT / "docs" / "performance.md"
-BEGIN, END = f"<!-- begin: {COMMAND} --write -->", "<!-- end -->"
 
 NODES, RANKS_A_NODE = 2, 2
 RANKS = NODES * RANKS_A_NODE
@@ -285,7 +279,7 @@ def start_jobs(lab: Lab, folder: Path, model: Model) -> dict[Setting, Job]:
         job = jobs[setting] = Job(lab, place, config)
         job.end_of(1, START_S)
         job.suspend()
-        _say(f"{setting}: started")
+        say(f"{setting}: started")
     return jobs
 
 
@@ -309,12 +303,8 @@ def measure(lab: Lab, jobs: dict[Setting, Job]) -> list[dict[Setting, dict[str, 
         rounds.append({s: take_turn(lab, job, STEPS[s.accumulation]) for s, job in jobs.items()})
         for setting, windows in rounds[-1].items():
             rates = ", ".join(f"{speed} {w.tokens_s:.0f}" for speed, w in windows.items())
-            _say(f"round {number}, {setting}, tokens/s: {rates}")
+            say(f"round {number}, {setting}, tokens/s: {rates}")
     return rounds
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 # --- what is told ---------------------------------------------------------------------------------
@@ -339,7 +329,7 @@ def table(rounds: Rounds, model: Model) -> str:
         cells = [f"`{setting.strategy}`", str(setting.accumulation)]
         cells += [f"{median(found) / 1e6:.1f}", f"{theory / 1e6:.1f}", f"{furthest:+.1%}"]
         for speed in SPEEDS:
-            cells.append(_spread([turn[setting][speed].tokens_s for turn in rounds], ".0f"))
+            cells.append(spread([turn[setting][speed].tokens_s for turn in rounds], ".0f"))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -352,51 +342,26 @@ def ratios(rounds: Rounds) -> str:
     ]
     for speed in SPEEDS:
         found = [turn[BEST][speed].tokens_s / turn[NAIVE][speed].tokens_s for turn in rounds]
-        lines.append(f"- {speed}: **{_spread(found, '.1f')}**")
+        lines.append(f"- {speed}: **{spread(found, '.1f')}**")
     return "\n".join(lines)
 
 
-def _spread(values: Sequence[float], form: str) -> str:
-    return f"{median(values):{form}} ({min(values):{form}}-{max(values):{form}})"
-
-
-def circumstances(lab: Lab, model: Model, load: float) -> str:
+def about(lab: Lab, model: Model, load: float) -> str:
     slurm = lab.run("sinfo", "--version").stdout.split()[-1]
-    packages = ("vectorlm", "torch", "transformers")
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in packages)
-    return _wrapped(
-        f"Measured on {time.strftime('%Y-%m-%d')} by `{COMMAND}`: {_processor()}, "
-        f"{len(os.sched_getaffinity(0))} cores for all {RANKS} ranks, load {load:.1f} of "
-        f"other work before it began; {versions}, Python "
-        f"{platform.python_version()}, Slurm {slurm}; gloo. A Llama of {model.parameters:,} "
-        f"parameters in 32 bits; a micro-batch of a rank is one row of {TOKENS} tokens. MB a step: "
-        f"what crosses the link in each direction. The last {len(SPEEDS)} columns are tokens a "
-        f"second of all ranks: the median of {ROUNDS} rounds (least-most)."
+    return circumstances(
+        COMMAND,
+        load,
+        ("vectorlm", "torch", "transformers"),
+        f"Slurm {slurm}; gloo; the cores are for all {RANKS} ranks. A Llama of "
+        f"{model.parameters:,} parameters in 32 bits; a micro-batch of a rank is one row of "
+        f"{TOKENS} tokens. MB a step: what crosses the link in each direction. The last "
+        f"{len(SPEEDS)} columns are tokens a second of all ranks: the median of {ROUNDS} rounds "
+        "(least-most).",
     )
-
-
-def _wrapped(text: str) -> str:
-    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
-
-
-def _processor() -> str:
-    names = re.findall(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.M)
-    return names[0] if names else platform.machine()
-
-
-def write(text: str) -> None:
-    paper = PAPER.read_text(encoding="utf-8")
-    head, rest = paper.split(BEGIN)
-    tail = rest.split(END, 1)[1]
-    PAPER.write_text(f"{head}{BEGIN}\n\n{text}\n\n{END}{tail}", encoding="utf-8")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog=COMMAND, description=(__doc__ or "").split("\n")[0])
-    parser.add_argument(
-        "--write", action="store_true", help=f"put the table into {PAPER.relative_to(ROOT)}"
-    )
-    writes = parser.parse_args(argv).write
+    writes = arguments(COMMAND, __doc__).parse_args(argv).write
     reason = missing()
     if reason:
         print(reason, file=sys.stderr)
@@ -408,13 +373,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             model = make_model(Path(name) / "model")
             rounds = measure(lab, start_jobs(lab, Path(name), model))
-            told = [circumstances(lab, model, load), table(rounds, model), ratios(rounds)]
+            told = [about(lab, model, load), table(rounds, model), ratios(rounds)]
         finally:
             lab.close()
     text = "\n\n".join(told)
     print(text)
     if writes:
-        write(text)
+        write(COMMAND, text)
     return 0 if _as_theory_says(rounds, model) else 1
 
 
@@ -425,7 +390,7 @@ def _as_theory_says(rounds: Rounds, model: Model) -> bool:
         if abs(median(counted(rounds, setting)) / setting.theory(model.bytes) - 1) > MAX_DEVIATION
     ]
     for setting in wrong:
-        _say(f"{setting}: the bytes are more than {MAX_DEVIATION:.0%} off the theory")
+        say(f"{setting}: the bytes are more than {MAX_DEVIATION:.0%} off the theory")
     return not wrong
 
 

@@ -1,0 +1,356 @@
+"""How fast training is beside HF Trainer and TRL: the same model, the same documents, this machine.
+
+    python benchmarks/train.py [--write] [--rounds 5] [--ranks 1 2] [--precision fp32 bf16]
+
+A contender is a run of its own that trains on and on; all are started, and in every round each has
+its turn while the others are stopped, so what else goes on on the machine strikes all alike. A rate
+is real tokens, padding not counted, over the seconds of whole steps. TRL has to be there:
+pip install -c constraints.txt trl
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import yaml
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.paper import ROOT, arguments, circumstances, say, spread, write
+
+COMMAND = "python benchmarks/train.py"
+LENGTH, BATCH = 512, 8
+DOCUMENTS = 4000
+SHAPE = {
+    "hidden_size": 512,
+    "intermediate_size": 1408,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+    "vocab_size": 32_000,
+    "max_position_embeddings": LENGTH,
+}
+SUPERVISED = 0.3  # of a chat's tokens
+TURN_STEPS = 4
+START_S, STEP_S = 300.0, 180.0
+POLL_S = 0.005
+
+OURS = "VectorLM, best_fit"
+PEERS = {
+    "HF Trainer, dynamic padding": "dynamic",
+    "HF Trainer, packed": "packed",
+    "TRL SFTTrainer, packed": "trl",
+}
+AIMS = {"HF Trainer, dynamic padding": 1.9, "HF Trainer, packed": 1.2}
+
+
+# --- what is trained --------------------------------------------------------------------
+
+
+def make_model(folder: Path) -> Path:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from tests.tiny import tiny_tokenizer
+
+    model = LlamaForCausalLM(LlamaConfig(**SHAPE, tie_word_embeddings=False))
+    model.save_pretrained(folder)
+    return tiny_tokenizer(folder)
+
+
+def make_documents(path: Path, learned: float) -> Path:
+    """Log-normal lengths, 215 tokens on average; of each, the last part is learned."""
+    random = np.random.default_rng(0)
+    lengths = np.clip(random.lognormal(5.1, 0.8, DOCUMENTS), 16, LENGTH).astype(int)
+    with open(path, "w", encoding="utf-8") as file:
+        for length in lengths:
+            ids = random.integers(3, SHAPE["vocab_size"], length).tolist()
+            prompt = round(length * (1 - learned))
+            labels = [-100] * prompt + ids[prompt:]
+            file.write(json.dumps({"input_ids": ids, "labels": labels}) + "\n")
+    return path
+
+
+# --- contenders -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Setting:
+    ranks: int
+    precision: str
+    chat: bool
+
+    def __str__(self) -> str:
+        data = "chat data" if self.chat else "plain text"
+        return f"{self.ranks} rank{'s' * (self.ranks > 1)}, {self.precision}, {data}"
+
+
+@dataclass
+class Run:
+    """A contender's processes, stopped unless it has its turn."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    log: Path
+    output: Path
+    rates: list[float] = field(default_factory=list)
+    memory_gib: float = 0.0
+
+    def steps(self) -> list[dict[str, Any]]:
+        try:
+            text = self.log.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return []
+        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+    def after(self, step: int, limit_s: float) -> tuple[int, float]:
+        """Wait for the end of a step: the real tokens so far, and when it was seen."""
+        deadline = time.monotonic() + limit_s
+        while len(done := self.steps()) < step:
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(
+                    f"{self.name}: no step {step}:\n{self.output.read_text()[-3000:]}"
+                )
+            time.sleep(POLL_S)
+        return done[step - 1]["tokens"], time.monotonic()
+
+    def take_turn(self) -> None:
+        self.signal(signal.SIGCONT)
+        first = len(self.steps()) + 2  # the step under way was begun before
+        tokens, began = self.after(first, STEP_S)
+        more, ended = self.after(first + TURN_STEPS, STEP_S * TURN_STEPS)
+        self.signal(signal.SIGSTOP)
+        self.rates.append((more - tokens) / (ended - began))
+        self.memory_gib = max(map(peak_gib, self.members()))
+
+    def members(self) -> list[int]:
+        """The process and all that it started; torchrun gives ranks sessions of their own."""
+        children = children_of_all()
+        found = [self.process.pid]
+        for pid in found:
+            found += children.get(pid, [])
+        return found
+
+    def signal(self, number: int) -> None:
+        for pid in self.members():
+            os.kill(pid, number)
+
+    def end(self) -> None:
+        for pid in self.members():
+            os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+
+
+def children_of_all() -> dict[int, list[int]]:
+    found: dict[int, list[int]] = {}
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with suppress(OSError):
+            parent = Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()[1]
+            found.setdefault(int(parent), []).append(int(name))
+    return found
+
+
+def peak_gib(pid: int) -> float:
+    status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+    values = [line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")]
+    return int(values[0]) / 2**20 if values else 0.0
+
+
+def start(name: str, setting: Setting, model: Path, documents: Path, folder: Path) -> Run:
+    folder.mkdir(parents=True)
+    out = folder / "out"
+    out.mkdir()
+    if name == OURS:
+        command = ours(setting, model, documents, folder)
+    else:
+        command = peer(PEERS[name], setting, model, documents, out)
+    threads = max(len(os.sched_getaffinity(0)) // setting.ranks, 1)
+    environment = os.environ | {
+        "OMP_NUM_THREADS": str(threads),
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": str(ROOT),
+        "TOKENIZERS_PARALLELISM": "true",
+    }
+    output = folder / "output"
+    with open(output, "wb") as file:
+        process = subprocess.Popen(
+            command,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            cwd=folder,
+        )
+    run = Run(name, process, out / "metrics.jsonl", output)
+    try:
+        run.after(2, START_S)
+    except RuntimeError:
+        run.end()
+        raise
+    run.signal(signal.SIGSTOP)
+    return run
+
+
+def peer(which: str, setting: Setting, model: Path, documents: Path, out: Path) -> list[str]:
+    command = [sys.executable]
+    if setting.ranks > 1:
+        command += ["-m", "torch.distributed.run", f"--nproc-per-node={setting.ranks}"]
+        command += ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0"]
+    command += [str(ROOT / "benchmarks" / "peers.py"), which, "--model", str(model)]
+    command += ["--data", str(documents), "--out", str(out), "--precision", setting.precision]
+    return [*command, "--batch", str(BATCH), "--length", str(LENGTH)]
+
+
+def ours(setting: Setting, model: Path, documents: Path, folder: Path) -> list[str]:
+    config = {
+        "model": str(model),
+        "train_parameters": {
+            "output_dir": str(folder / "out"),
+            "max_seq_len": LENGTH,
+            "epochs": 1000,
+            "precision": {"fp32": "32-true", "bf16": "bf16-mixed"}[setting.precision],
+            "logging_steps": 1,
+            "checkpointing_enabled": False,
+            "optimizer": {"lr": 5e-5},
+        },
+        "dataset": {"train_ds": str(folder / "rows"), "train_bs": BATCH},
+        "dataset_preprocess": {
+            "load_path": str(documents),
+            "save_path": str(folder / "rows"),
+            "dataset_format": "tokenized",
+            "packing_type": "best_fit",
+        },
+    }
+    file = folder / "config.yaml"
+    file.write_text(yaml.safe_dump(config), encoding="utf-8")
+    prepare = [sys.executable, str(ROOT / "preprocess_data.py"), "--config", str(file)]
+    subprocess.run(prepare, check=True, stdout=subprocess.DEVNULL, cwd=folder)
+    train = [sys.executable, "-m", "vectorlm.cli", "train", "--config", str(file)]
+    return [*train, "--nproc-per-node", str(setting.ranks)]
+
+
+# --- measuring and telling --------------------------------------------------------------
+
+
+def measure(setting: Setting, model: Path, documents: Path, folder: Path, rounds: int) -> list[Run]:
+    names = [OURS, *(name for name in PEERS if PEERS[name] != "trl" or find_spec("trl"))]
+    runs: list[Run] = []
+    try:
+        for number, name in enumerate(names):
+            runs.append(start(name, setting, model, documents, folder / str(number)))
+        for turn in range(rounds):
+            for run in runs:
+                run.take_turn()
+            rates = ", ".join(f"{run.name} {run.rates[-1]:,.0f}" for run in runs)
+            say(f"{setting}, round {turn + 1}: {rates} tokens/s")
+    finally:
+        for run in runs:
+            run.end()
+    return runs
+
+
+def table(setting: Setting, runs: Sequence[Run]) -> str:
+    mine = runs[0]
+    lines = [
+        f"{str(setting)[0].upper()}{str(setting)[1:]}:",
+        "",
+        "| | tokens a second | VectorLM's are times that | GiB a rank |",
+        "|---|---|---|---|",
+    ]
+    for run in runs:
+        ratios = [a / b for a, b in zip(mine.rates, run.rates, strict=True)]
+        lines.append(
+            f"| {run.name} | {spread(run.rates, ',.0f')} | {spread(ratios, '.2f')} "
+            f"| {run.memory_gib:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def failures(found: dict[Setting, list[Run]]) -> list[str]:
+    wrong = []
+    for setting, runs in found.items():
+        mine, gains = runs[0], ratios_of(runs)
+        for name, least in AIMS.items():
+            least = least if setting.ranks == 1 else 1.0
+            if gains.get(name, least) < least:
+                wrong.append(f"{setting}: {gains[name]:.2f} times {name}, the aim is {least}")
+        more = [run.name for run in runs[1:] if mine.memory_gib > run.memory_gib]
+        if more:
+            wrong.append(f"{setting}: more memory than {', '.join(more)}")
+        plain = found.get(Setting(setting.ranks, setting.precision, False))
+        if setting.chat and plain:
+            more_again = median(mine.rates) / median(plain[0].rates)
+            if more_again < 1.3:
+                wrong.append(f"{setting}: {more_again:.2f} times plain text, the aim is 1.3")
+    return wrong
+
+
+def ratios_of(runs: Sequence[Run]) -> dict[str, float]:
+    return {
+        run.name: median([a / b for a, b in zip(runs[0].rates, run.rates, strict=True)])
+        for run in runs[1:]
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = arguments(COMMAND, __doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
+    parser.add_argument(
+        "--precision", choices=("fp32", "bf16"), nargs="+", default=["fp32", "bf16"]
+    )
+    chosen = parser.parse_args(argv)
+    load = os.getloadavg()[0]
+    settings = [
+        Setting(ranks, precision, chat)
+        for ranks in chosen.ranks
+        for precision in chosen.precision
+        for chat in (False, True)
+    ]
+    found: dict[Setting, list[Run]] = {}
+    with tempfile.TemporaryDirectory(prefix="vectorlm-train-") as name:
+        folder = Path(name)
+        model = make_model(folder / "model")
+        documents = {
+            chat: make_documents(folder / f"{chat}.jsonl", SUPERVISED if chat else 1.0)
+            for chat in (False, True)
+        }
+        for number, setting in enumerate(settings):
+            place = folder / f"setting-{number}"
+            found[setting] = measure(setting, model, documents[setting.chat], place, chosen.rounds)
+            shutil.rmtree(place)
+    about = (
+        f"A Llama of 35 M parameters (hidden size {SHAPE['hidden_size']}, "
+        f"{SHAPE['num_hidden_layers']} layers, a vocabulary of {SHAPE['vocab_size']:,}), documents "
+        f"of 215 tokens on average and at most {LENGTH}, micro-batches of {BATCH} rows or "
+        f"documents; of chat data {SUPERVISED:.0%} of the tokens are learned. A rate is the "
+        f"median of {chosen.rounds} turns of {TURN_STEPS} steps (least-most); GiB is a rank's "
+        "largest resident memory."
+    )
+    packages = ("vectorlm", "torch", "transformers", *(["trl"] if find_spec("trl") else []))
+    tables = [table(setting, runs) for setting, runs in found.items()]
+    text = "\n\n".join([circumstances(COMMAND, load, packages, about), *tables])
+    print(text)
+    wrong = failures(found)
+    for problem in wrong:
+        say(problem)
+    if chosen.write:
+        write(COMMAND, text)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
