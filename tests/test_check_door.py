@@ -84,6 +84,23 @@ def test_for_programs(project: Project, capsys: pytest.CaptureFixture[str]) -> N
     assert "train_parameters.epochs" in told["findings"][0]["text"]
 
 
+def test_mistakes_in_the_file_and_elsewhere_at_once(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project.train["epoch"] = 3
+    project.config["model"] = "/away"
+    words = ["check", "--config", str(project.write())]
+    assert cli.main(words) == 2
+    told = capsys.readouterr()
+    assert told.out.startswith("error: model: there is no folder /away")
+    assert "depend on keys that are wrong: the output folder, the fit" in told.out
+    assert told.err.startswith(f"{project.path}:")
+    assert "train_parameters.epoch: unknown key" in told.err
+    assert cli.main([*words, "--json"]) == 2
+    wheres = [one["where"] for one in json.loads(capsys.readouterr().out)["findings"]]
+    assert wheres == [str(project.path), "model", str(project.path)]
+
+
 def test_it_is_light_and_quick(project: Project) -> None:
     """Counted in seconds of a core: other work on the machine is not ours."""
     project.train["lora_peft_config"] = {"r": 4}

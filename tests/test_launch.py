@@ -15,8 +15,12 @@ from typing import Any
 import pytest
 
 from tests.distributed.cases import make_rows, prepared
-from tests.distributed.runs import Run
+from tests.distributed.runs import Run, rank_pid
 from vectorlm import launch
+from vectorlm.cluster import journal, status
+from vectorlm.cluster.journal import Journal
+from vectorlm.cluster.queue import Queue
+from vectorlm.cluster.why import explain
 from vectorlm.stop import STOP_SIGNALS
 
 LIMIT_S = 15.0
@@ -190,6 +194,34 @@ def test_killing_a_rank_ends_the_run(run: Run) -> None:
     assert not any(map(alive, pids))
     # The others lose it with errors of their own: the last line says whom to blame.
     assert "rank 1 was ended by SIGKILL" in run.log.splitlines()[-1]
+    # And it is known afterwards, when the terminal is gone.
+    host = socket.gethostname()
+    told = explain(str(run.output))
+    assert f"start 1: rank 1 on {host} was ended by SIGKILL (Killed)" in told
+    assert "lack of memory" in told
+    assert "slurm" not in told
+    assert "killed.json: rank 1 was ended by SIGKILL" in told
+    found = status.read_run(run.output, Queue(), [])
+    assert (found.state, found.why) == ("failed", f"rank 1 on {host} was ended by SIGKILL")
+
+
+def test_a_killed_first_rank_is_known_afterwards(run: Run) -> None:
+    process = started(run)
+    pid = rank_pid(process.pid, rank=0)
+    os.kill(pid, signal.SIGSEGV)
+    assert process.wait(timeout=LIMIT_S) == 128 + signal.SIGSEGV
+    assert "start 1: rank 0 on " in explain(str(run.output))
+    assert "was ended by SIGSEGV" in explain(str(run.output))
+
+
+def test_the_start_of_another_process_is_not_written_into(tmp_path: Path, run: Run) -> None:
+    """A rank that dies before it has claimed the folder leaves the last start alone."""
+    diary, _ = Journal.begin(run.output, journal.new_start(str(run.config)))
+    launch._record(str(run.config), [], os.getpid() + 1, 0, "SIGKILL")
+    assert not (diary.folder / "killed.json").exists()
+    launch._record(str(run.config), [], os.getpid(), 0, "SIGKILL")
+    assert (diary.folder / "killed.json").exists()
+    launch._record(str(tmp_path / "absent.yaml"), [], os.getpid(), 0, "SIGKILL")
 
 
 def test_killing_the_launcher_ends_the_ranks(run: Run) -> None:

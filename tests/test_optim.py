@@ -230,7 +230,21 @@ def test_momentum_for_sgd() -> None:
         ({"name": "lr_scheduler"}, r"optimizer\.name: 'lr_scheduler'"),
         ({"kwargs": {"bogus": 1}}, r"optimizer: AdamW: .*bogus"),
         ({"kwargs": {"foreach": True}}, r"optimizer: AdamW: .*foreach"),
-        ({"name": "SGD", "kwargs": {"momentum": -1.0}}, r"optimizer: SGD: .*momentum"),
+        (
+            {"name": "SGD", "kwargs": {"momentum": -1.0}},
+            r"optimizer\.kwargs\.momentum: is the number -1\.0; must be a number, at least 0",
+        ),
+        ({"name": "SGD", "kwargs": {"momentum": "0.9"}}, r"optimizer\.kwargs\.momentum: .*'0\.9'"),
+        (
+            {"kwargs": {"amsgrad": "yes"}},
+            r"optimizer\.kwargs\.amsgrad: is the text 'yes'; must be true or false, without",
+        ),
+        ({"kwargs": {"fused": 1}}, r"optimizer\.kwargs\.fused: .*true or false"),
+        (
+            {"name": "SGD", "kwargs": {"differentiable": True}},
+            r"optimizer\.kwargs\.differentiable: cannot train weights; remove it",
+        ),
+        ({"name": "Adadelta", "kwargs": {"rho": 1.5}}, r"optimizer: Adadelta: .*rho"),
     ],
 )
 def test_wrong_optimizers(given: dict[str, Any], said: str) -> None:

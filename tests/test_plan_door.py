@@ -122,6 +122,49 @@ def test_gpu_that_cannot_be_read(text: str) -> None:
         parse_gpu(text)
 
 
+@pytest.mark.parametrize(
+    ("beside", "fits", "shown", "in_tables"),
+    [
+        (-3, False, "DOES NOT FIT: ", "no"),
+        (0, None, "TOO CLOSE TO CALL: ", "close"),
+        (3, True, "FITS: ", "yes"),
+    ],
+)
+def test_near_the_limit_all_say_the_same(
+    beside: int,
+    fits: bool | None,
+    shown: str,
+    in_tables: str,
+    file: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Table, picture and --json, on a part of a GPU of about the size that is needed; whatever the
+    answer, to have answered is a success."""
+    words = ["--config", str(file), "--set", "dataset.train_bs=2"]
+    needed = json.loads(said(capsys, *words, "--json"))["needed_gib"]
+    words += ["--gpu", f"a100_7g.{round(needed / 0.97) + beside}gb"]
+    values = json.loads(said(capsys, *words, "--json"))
+    assert values["fits"] is fits
+    close = abs(values["capacity_gib"] - values["needed_gib"]) <= values["doubt_gib"]
+    assert close is (fits is None)
+    assert values["why_open"].startswith("too close to call: ") is close
+    assert bool(values["changes"]) is (fits is not True)
+    text = said(capsys, *words)
+    assert f"\n{shown}" in text
+    assert text.lower().count("too close to call") == close
+    rows = said(capsys, *words, "--compare").splitlines()
+    assert next(row for row in rows if row.startswith(" FULL_SHARD  ")).split()[-1] == in_tables
+    largest = json.loads(said(capsys, *words, "--find-batch", "--json"))["largest_micro_batch"]
+    assert (largest >= 2) is (fits is True)
+
+
+def test_pure_bf16_is_applied(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = json.loads(said(capsys, "--config", str(file), "--json"))["changes"]
+    number = next(i for i, c in enumerate(found, 1) if "pure bf16" in c["title"])
+    said(capsys, "--config", str(file), "--apply", str(number))
+    assert load_config(file).train_parameters.effective_precision == "bf16-true"
+
+
 def test_largest_batch(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = said(capsys, "--config", str(file), "--find-batch")
     assert "largest micro-batch that fits has 1 row: dataset.train_bs: 1, " in text
@@ -192,6 +235,13 @@ def test_a_run_calibrates(file: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert after["peak_gib"] == pytest.approx(1.05 * before["peak_gib"], rel=0.001)
 
 
+def test_a_run_that_is_not_there_cannot_calibrate(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", "--calibrate", str(tmp_path / "nowhere")]) == 2
+    assert "nowhere is not a folder here; give the output_dir" in capsys.readouterr().err
+
+
 def test_an_unknown_model(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--config", str(file), "--set", "model=no/such"]) == 2
     assert "hf download no/such" in capsys.readouterr().err
@@ -205,3 +255,4 @@ def test_simulation_stands_beside_the_estimate(
     assert "simulated: " in said(capsys, *words)
     values = json.loads(said(capsys, *words, "--json"))
     assert values["simulated"]["peak_gib"] == pytest.approx(values["peak_gib"], rel=0.05)
+    assert values["simulated"]["moment"] == values["moment"]

@@ -26,6 +26,7 @@ from benchmarks.planner_grid import (
 from tests.tiny import FAMILIES
 from vectorlm.config.schema import Config, DatasetConfig, Optimizer, TrainParameters
 from vectorlm.errors import ConfigError, VectorLMError
+from vectorlm.plan.memory import OPTIMIZER_STEP
 from vectorlm.plan.simulated import Job, Simulated
 from vectorlm.simulate import simulate
 
@@ -63,7 +64,7 @@ def test_what_is_held_all_the_time_is_exact(tmp_path: Path) -> None:
     count += layers * (4 * hidden * hidden + 3 * hidden * wide + 2 * hidden)
     assert found.breakdown["parameters"] == pytest.approx(count * 4 / 4, rel=1e-3)
     assert found.breakdown["optimizer"] == pytest.approx(count * 8 / 4, rel=1e-3)
-    assert found.moments["optimizer step"] == pytest.approx(count * 16 / 4, rel=1e-3)
+    assert found.moments[OPTIMIZER_STEP] == pytest.approx(count * 16 / 4, rel=1e-3)
     assert found.peak_bytes == sum(found.breakdown.values())
 
 
@@ -168,7 +169,7 @@ def test_on_gpus_optimizers_step_through_all_tensors_at_once(
     """On a CPU through one after the other: the largest, an embedding, is a fourth of all."""
     found = simulate(with_train(SMALL.job(tmp_path, gpu), optimizer=Optimizer(name="RMSprop")))
     parameters = found.breakdown["parameters"]
-    needs = found.moments["optimizer step"] - 3 * parameters
+    needs = found.moments[OPTIMIZER_STEP] - 3 * parameters
     assert needs == pytest.approx(copies * parameters, rel=0.1)
 
 
@@ -198,12 +199,13 @@ def test_recomputed_blocks_keep_their_inputs_only(tmp_path: Path) -> None:
 def test_moments_are_named(tmp_path: Path) -> None:
     found = simulated(SMALL, tmp_path)
     assert list(found.moments) == [
-        "forward, before the first block",
+        "beginning of the forward pass",
         *(f"forward of block {k} of 3" for k in (1, 2, 3)),
-        "forward, after the last block",
+        "end of the forward pass",
         "backward of the loss",
         *(f"backward of block {k} of 3" for k in (3, 2, 1)),
-        "optimizer step",
+        "end of the backward pass",
+        "the optimizer's step",
     ]
     assert found.moments[found.moment] == found.peak_bytes
 

@@ -130,6 +130,40 @@ def test_a_sweep(tmp_path: Path, status: Callable[..., str]) -> None:
     assert (best["best"], best["best_step"], best["run"]["state"]) == (1.0, 2, "finished")
 
 
+@pytest.mark.parametrize("columns", [40, 60, 80, 120])
+def test_a_narrow_terminal(
+    columns: int, tmp_path: Path, status: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What can be spared is left out, and names are whole, if need be over two lines."""
+    folder = tmp_path / "a-folder-with-a-name-that-is-quite-long" / "out"
+    folder.parent.mkdir()
+    journal.remember_job("481234", folder, None)
+    begin(folder, job="481233").failed(failure(1, 1.0, "OSError", "there is no room at all"))
+    finished(folder, job="481234")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    text, of_one = status(), status(folder)
+    assert max(map(len, (text + of_one).splitlines())) <= columns
+    assert "481234" in text
+    assert "finished" in text
+    for shown in (text, of_one):
+        assert str(folder) in re.sub(r"\s+", "", shown)
+    assert ("no room for Tokens/s, Starts" in text) == (columns <= 60)
+    assert ("Checkpoint  " in text) == (columns >= 60)
+    assert "481233" in of_one
+    assert "OSError:" in of_one
+
+
+def test_a_sweep_on_a_narrow_terminal(
+    tmp_path: Path, status: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = make_sweep(tmp_path / "sweep", runs=2)
+    run_of(sweep / "000", 2.0).failed(failure(0, 1.0, "OSError", "there is no room at all"))
+    monkeypatch.setenv("COLUMNS", "50")
+    text = status(sweep)
+    assert re.search(r"^000  0\.0001  2\.0000 +failed: rank 0 on ", text, re.M)
+    assert "no room for at step, Step, ETA" in text
+
+
 def test_a_run_for_programs(tmp_path: Path, status: Callable[..., str]) -> None:
     found = json.loads(status(finished(tmp_path / "out"), "--json"))
     assert found["kind"] == "run"

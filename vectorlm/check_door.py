@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Sequence
 
-from vectorlm.check.everything import findings
+from vectorlm.check.everything import findings, findings_beside
 from vectorlm.check.finding import Finding
 from vectorlm.check.said import as_object, as_text, counted, has_errors
 from vectorlm.config.load import load_config
@@ -18,10 +18,12 @@ def check(config_path: str, overrides: Sequence[str], as_json: bool = False) -> 
     try:
         config = load_config(config_path, overrides)
     except ConfigError as problem:
+        beside = findings_beside(config_path, overrides=overrides)
         if not as_json:
+            if beside:
+                print(as_text(beside), end="\n\n", flush=True)
             raise
-        lines = str(problem).splitlines()
-        print(_json([Finding("error", config_path, line, "mend the file") for line in lines]))
+        print(_json([*_of_the_file(config_path, problem), *beside]))
         return EXIT_USER
     found = findings(config, config_path, overrides=overrides)
     if as_json:
@@ -29,6 +31,11 @@ def check(config_path: str, overrides: Sequence[str], as_json: bool = False) -> 
     else:
         _show(config_path, config, found)
     return EXIT_USER if has_errors(found) else EXIT_OK
+
+
+def _of_the_file(config_path: str, problem: ConfigError) -> list[Finding]:
+    lines = str(problem).splitlines()
+    return [Finding("error", config_path, line, "mend the file") for line in lines]
 
 
 def _json(found: Sequence[Finding]) -> str:

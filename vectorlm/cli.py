@@ -57,19 +57,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         from vectorlm.utils.convert_to_hf import main as convert_main
 
         return run_door(lambda: convert_main(words[1:]))
-    arguments = _parser().parse_args(words)
+    arguments, unknown = _parser().parse_known_args(words)
+    if unknown:  # told by the verb's own parser, which knows what it takes
+        arguments.refuse(f"unrecognized arguments: {' '.join(unknown)}")
     verb: Callable[[argparse.Namespace], int] = arguments.run
     return run_door(lambda: verb(arguments))
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong with the words and where to read on, not the whole help."""
+
     def error(self, message: str) -> NoReturn:
-        self.print_help(sys.stderr)
-        self.exit(EXIT_USER, f"\n{self.prog}: {message}\n")
+        usage = " ".join(self.format_usage().split())
+        self.exit(EXIT_USER, f"{self.prog}: {message}\n{usage}\n{self.prog} --help tells more\n")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="vectorlm",
         description="One YAML file in, one model out.",
     )
@@ -81,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
             _add_status_arguments(verb)
         else:
             add_config_arguments(verb)
-        verb.set_defaults(run=run)
+        verb.set_defaults(run=run, refuse=verb.error)
         if name == "train":
             verb.add_argument(
                 "--nproc-per-node",

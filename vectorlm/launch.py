@@ -13,9 +13,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from types import FrameType
 
-from vectorlm.errors import ClusterError
+from vectorlm.cluster import journal
+from vectorlm.cluster.journal import Journal, KilledRecord
+from vectorlm.config.load import load_config
+from vectorlm.errors import ClusterError, VectorLMError
 from vectorlm.stop import STOP_SIGNALS
 from vectorlm.train import LAUNCHER_VARIABLE
 from vectorlm.train import main as train_main
@@ -31,12 +35,30 @@ def launch(config: str, overrides: Sequence[str], nproc_per_node: int | None) ->
     arguments = ["--config", config, *(f"--set={item}" for item in overrides)]
     if "RANK" in os.environ:
         return train_main(arguments)
-    return start_ranks("vectorlm.train", arguments, nproc_per_node)
+    ranks = _ranks("vectorlm.train", arguments, nproc_per_node)
+    code = ranks.wait()
+    if ranks.killed:
+        _record(config, overrides, ranks.first_pid, *ranks.killed)
+    return code
 
 
 def start_ranks(module: str, arguments: Sequence[str], count: int | None = None) -> int:
     """Run a module as one process a GPU of this machine, or as `count`; its exit code."""
-    return _Ranks([module, *arguments], count or _gpu_count() or 1).wait()
+    return _ranks(module, arguments, count).wait()
+
+
+def _ranks(module: str, arguments: Sequence[str], count: int | None) -> _Ranks:
+    return _Ranks([module, *arguments], count or _gpu_count() or 1)
+
+
+def _record(config: str, overrides: Sequence[str], pid: int, rank: int, name: str) -> None:
+    """Note for `vectorlm why` what ended the start whose first rank was `pid`."""
+    host = socket.gethostname()
+    with suppress(OSError, VectorLMError):  # it was printed; the record is not needed to go on
+        output_dir = load_config(config, overrides).train_parameters.output_dir
+        for past in journal.past_starts(output_dir)[-1:]:
+            if (past.start.pid, past.start.host) == (pid, host):
+                Journal(past.folder).killed(KilledRecord(rank, host, time.time(), name))
 
 
 def _gpu_count() -> int:
@@ -53,7 +75,8 @@ def _gpu_count() -> int:
 
 class _Ranks:
     def __init__(self, arguments: Sequence[str], count: int) -> None:
-        self._killed: list[int] = []  # by this launcher
+        self._ended: list[int] = []  # by this launcher
+        self.killed: tuple[int, str] | None = None  # the rank that a signal ended, and the signal
         port = _free_port()
         # Ranks inherit the block, and lift it when their handlers are in place: no signal is lost.
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
@@ -70,6 +93,10 @@ class _Ranks:
             if process.poll() is None:
                 process.send_signal(number)
 
+    @property
+    def first_pid(self) -> int:
+        return self._processes[0].pid
+
     def wait(self) -> int:
         """Until every rank has ended; a rank that fails ends the others after a grace period."""
         failed: int | None = None
@@ -84,19 +111,21 @@ class _Ranks:
         failed = self._first_failed()
         code = self._processes[failed].returncode
         if code < 0:
-            _say(f"rank {failed} was ended by {signal.Signals(-code).name}, and the run with it")
+            name = signal.Signals(-code).name
+            self.killed = (failed, name)
+            _say(f"rank {failed} was ended by {name}, and the run with it")
         return 128 - code if code < 0 else code
 
     def _first_failed(self) -> int:
         """The rank to blame: one that a signal ended before those that failed for lack of it."""
         codes = [process.returncode or 0 for process in self._processes]
-        own = [rank for rank in range(len(codes)) if rank not in self._killed]
+        own = [rank for rank in range(len(codes)) if rank not in self._ended]
         return min(own, key=lambda rank: (codes[rank] >= 0, codes[rank] == 0, rank))
 
     def _end_others(self, failed: int) -> None:
         left = [rank for rank, process in enumerate(self._processes) if process.poll() is None]
         _say(f"rank {failed} has ended; ending rank {', '.join(map(str, left))} that waits for it")
-        self._killed = left
+        self._ended = left
         self._send(signal.SIGKILL)
         for process in self._processes:
             process.wait(timeout=60)

@@ -14,8 +14,10 @@ from torch import nn
 from torch.optim import lr_scheduler
 from transformers import get_scheduler
 
+from vectorlm.config.argument_values import allowed_instead
 from vectorlm.config.schema import PLATEAU_SCHEDULERS, TrainParameters
 from vectorlm.config.schema import Optimizer as OptimizerConfig
+from vectorlm.config.suggest import shown
 from vectorlm.errors import ConfigError
 from vectorlm.plan.optimizers import FUSED, NOT_ON_SHARDS, NOT_USABLE
 
@@ -37,12 +39,27 @@ def build_optimizer(
             f"train_parameters.optimizer.name: {config.name!r} is no optimizer of torch.optim "
             f"that can be used here; allowed: {', '.join(names)}"
         )
-    signature = inspect.signature(kind).parameters.values()
-    arguments = _arguments(config, {parameter.name for parameter in signature})
+    accepted = inspect.signature(kind).parameters
+    _refuse_values(config, {name: accepted[name].default for name in accepted})
+    arguments = _arguments(config, set(accepted))
     try:
         return kind(list(parameters), **arguments)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"train_parameters.optimizer: {config.name}: {error}") from error
+
+
+def _refuse_values(config: OptimizerConfig, defaults: dict[str, Any]) -> None:
+    for name in config.kwargs.keys() & defaults:
+        value = config.kwargs[name]
+        instead = allowed_instead(name, value, defaults[name])
+        if instead:
+            raise ConfigError(
+                f"train_parameters.optimizer.kwargs.{name}: is {shown(value)}; must be {instead}"
+            )
+        if name == "differentiable" and value:
+            raise ConfigError(
+                "train_parameters.optimizer.kwargs.differentiable: cannot train weights; remove it"
+            )
 
 
 def _arguments(config: OptimizerConfig, accepted: set[str]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from vectorlm.plan.changes import (
 from vectorlm.plan.edit import apply
 from vectorlm.plan.gpus import KNOWN, Gpu, find_gpu
 from vectorlm.plan.measured import read_run
-from vectorlm.plan.outlook import Outlook, make_outlook, outlook_for
+from vectorlm.plan.outlook import Outlook, counted, make_outlook, outlook_for
 from vectorlm.plan.shapes import read_shape
 from vectorlm.plan.simulated import Job, Simulated, simulate_apart
 
@@ -118,7 +118,8 @@ def _heaviest(
     worst = needs.index(max(needs))
     said = json.dumps(points[worst], ensure_ascii=False)
     seen = f"the first {MOST_POINTS} of " if len(points) > MOST_POINTS else ""
-    note = f"a sweep of {len(points)} runs; of {seen}them this one needs most memory: {said}"
+    runs_said = f"a sweep of {counted(len(points), 'run')}; of {seen}them"
+    note = f"{runs_said} this one needs most memory: {said}"
     return configs[worst], runs[worst], note
 
 
@@ -139,7 +140,7 @@ def _find_batch(asked: Asked, as_json: bool, console: Console) -> int:
         picture.show(outlook, console)
     else:
         console.print(
-            f"The largest micro-batch that fits has {rows} row{'s' * (rows > 1)}: "
+            f"The largest micro-batch that fits has {counted(rows, 'row')}: "
             f"dataset.train_bs: {rows}, train_parameters.gradient_accumulation_steps: {times}"
             f"{_compared(asked, outlook)}",
             soft_wrap=True,

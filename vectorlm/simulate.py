@@ -44,11 +44,11 @@ from vectorlm.model.load import (
 )
 from vectorlm.model.shard import find_blocks
 from vectorlm.optim import build_optimizer
+from vectorlm.plan.memory import BACKWARD_END, BEGINNING, FORWARD_END, LOSS, OPTIMIZER_STEP
 from vectorlm.plan.simulated import Job, Simulated, job_from_json, to_json
 from vectorlm.row import Row
 
 CPU = torch.device("cpu")
-FORWARD, BACKWARD, STEP = "forward", "backward", "optimizer step"
 
 
 def simulate(job: Job) -> Simulated:
@@ -130,15 +130,15 @@ def _step(
     ledger.values_do_not_matter = False
     micro_batches = min(train.gradient_accumulation_steps, 2)
     for i in range(micro_batches):
-        ledger.moment = f"{FORWARD}, before the first block"
+        ledger.moment = BEGINNING
         last = i == micro_batches - 1
         with model.micro_batch(batch, last=last) as loss:
-            ledger.moment = f"{BACKWARD} of the loss"
+            ledger.moment = LOSS
             (loss * 1.0).backward()
         del loss
         # Also what replicas have not added up yet.
         ledger.name_rest(GRADIENTS)
-    ledger.moment = STEP
+    ledger.moment = OPTIMIZER_STEP
     ledger.values_do_not_matter = True
     parameters = [p for p in model.module.parameters() if p.grad is not None]
     total = get_total_norm([p.grad for p in parameters if p.grad is not None])
@@ -161,21 +161,26 @@ def _say_where(module: nn.Module, ledger: Ledger) -> None:
     count = len(blocks)
 
     def before(k: int) -> Callable[..., None]:
-        def forward(*_: Any) -> None:
-            ledger.moment = f"{FORWARD} of block {k} of {count}"
+        def forward(_: Any, given: tuple[Any, ...]) -> None:
+            ledger.moment = f"forward of block {k} of {count}"
+            if k == 1 and given and given[0].requires_grad:
+                given[0].register_hook(end)
 
         return forward
 
+    def end(_: Any) -> None:
+        ledger.moment = BACKWARD_END
+
     def after(k: int) -> Callable[..., None]:
         def backward(_: Any) -> None:
-            ledger.moment = f"{BACKWARD} of block {k} of {count}"
+            ledger.moment = f"backward of block {k} of {count}"
 
         def forward(_module: Any, _given: Any, output: Any) -> None:
             hidden = output if isinstance(output, torch.Tensor) else output[0]
             if hidden.requires_grad:
                 hidden.register_hook(backward)
             if k == count:
-                ledger.moment = f"{FORWARD}, after the last block"
+                ledger.moment = FORWARD_END
 
         return forward
 

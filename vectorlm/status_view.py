@@ -9,13 +9,15 @@ import math
 import os
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -29,6 +31,9 @@ from vectorlm.errors import ClusterError
 REFRESH_S = 5.0
 QUEUE_REFRESH_S = 30.0  # the controller is everybody's
 WIDTH_OF_A_FILE = 200
+FOLDED = 24  # the width below which a text is not folded
+NARROWEST = 10  # of a text that is
+GAP = 2
 COLORS = {
     "running": "green",
     "finished": "bold green",
@@ -151,15 +156,24 @@ def _overview(entries: list[Run | SweepRuns]) -> RenderableType:
             "No jobs of yours are known. For a run without Slurm, or of somebody else, give its "
             "output_dir: vectorlm status DIR"
         )
-    table = _table("Job", "State", "Step", "Loss", "Tokens/s", "ETA", "Starts", "Checkpoint")
-    table.add_column("Folder", overflow="fold")
+    sheet = Sheet(
+        Column("Job"),
+        Column("State", folds=True),
+        Column("Step"),
+        Column("Loss", spare=2),
+        Column("Tokens/s", spare=4),
+        Column("ETA", spare=1),
+        Column("Starts", spare=5),
+        Column("Checkpoint", spare=3),
+        below=Column("Folder", folds=True),
+    )
     for entry in entries:
         if isinstance(entry, SweepRuns):
             cells = [_text(entry.job), _counts(entry), *[Text("")] * 6, _text(entry.folder)]
         else:
             cells = [_text(entry.job), _state(entry), *_figures(entry), _text(entry.folder)]
-        table.add_row(*cells)
-    return Group(table, *_notes([(entry.job, run) for entry in entries for run in _runs(entry)]))
+        sheet.add(*cells)
+    return Group(sheet, *_notes([(entry.job, run) for entry in entries for run in _runs(entry)]))
 
 
 def _runs(entry: Run | SweepRuns) -> list[Run]:
@@ -186,6 +200,8 @@ def _notes(runs: list[tuple[str | None, Run]]) -> list[Text]:
 
 def _run(run: Run) -> RenderableType:
     grid = Table.grid(padding=(0, 2))
+    grid.add_column()
+    grid.add_column(overflow="fold")  # else paths would be cut
     cause = _cause(run) or {}
     told = [("cause", cause.get("sentence")), ("what to do", cause.get("cure"))]
     for name, value in [*_facts(run), *told]:
@@ -222,25 +238,41 @@ def _facts(run: Run) -> list[tuple[str, Any]]:
     ]
 
 
-def _starts(run: Run) -> Table:
-    table = _table("Start", "At", "Job", "Host", "Ranks", "From step", "Ended")
+def _starts(run: Run) -> RenderableType:
+    sheet = Sheet(
+        Column("Start"),
+        Column("At", spare=1),
+        Column("Job"),
+        Column("Host", spare=2),
+        Column("Ranks", spare=4),
+        Column("From step", spare=3),
+        Column("Ended", folds=True),
+    )
     for start in run.starts:
         cells = (start.number, _clock(start.time), start.job, start.host, start.ranks)
-        table.add_row(*map(_text, cells), _text(start.resumed_from), _text(start.ended or "lasts"))
-    return table
+        sheet.add(*map(_text, cells), _text(start.resumed_from), _text(start.ended or "lasts"))
+    return sheet
 
 
 def _sweep(sweep: SweepRuns) -> RenderableType:
     names = [key.rpartition(".")[2] for key in sweep.keys]
     headers = [n if names.count(n) == 1 else k for n, k in zip(names, sweep.keys, strict=True)]
     best = f"{'lowest' if sweep.goal == 'min' else 'highest'} {sweep.metric}"
-    table = _table("Run", *headers, best, "at step", "Step", "ETA", "State")
+    sheet = Sheet(
+        Column("Run"),
+        *(Column(header, folds=True) for header in headers),
+        Column(best, folds=True),
+        Column("at step", spare=2),
+        Column("Step", spare=1),
+        Column("ETA", spare=3),
+        Column("State", folds=True),
+    )
     for entry in sweep.runs:
         values = [_text(_value(entry.values.get(key))) for key in sweep.keys]
-        table.add_row(_text(entry.name), *values, *_result(entry))
+        sheet.add(_text(entry.name), *values, *_result(entry))
     head = _text(f"sweep {sweep.folder}" + (f", job {sweep.job}" if sweep.job else ""))
     notes = [_text(f"note: {note}") for note in sweep.notes]
-    return Group(head, table, *notes, *_notes([(e.name, e.run) for e in sweep.runs if e.run]))
+    return Group(head, sheet, *notes, *_notes([(e.name, e.run) for e in sweep.runs if e.run]))
 
 
 def _result(entry: SweepRun) -> list[Text]:
@@ -255,10 +287,78 @@ def _counts(sweep: SweepRuns) -> Text:
     return _text("sweep: " + ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states)))
 
 
-def _table(*columns: str) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+# --- tables that fit the terminal -----------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class Column:
+    name: str
+    spare: int = 0  # left out where there is no room, the highest first; 0: never
+    folds: bool = False  # words may go on in the next line
+    cells: list[Text] = field(default_factory=list)
+
+    @property
+    def width(self) -> int:
+        return max(cell_len(self.name), *(cell.cell_len for cell in self.cells))
+
+    @property
+    def least(self) -> int:
+        return min(self.width, FOLDED) if self.folds else self.width
+
+
+class Sheet:
+    """A table for any width: `below` gets lines of its own, then what can be spared is left out,
+    then words are folded."""
+
+    def __init__(self, *columns: Column, below: Column | None = None) -> None:
+        self._columns, self._below = columns, below
+
+    def add(self, *cells: Text) -> None:
+        columns = [*self._columns, *([self._below] if self._below else [])]
+        for column, cell in zip(columns, cells, strict=True):
+            column.cells.append(cell)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        below = [self._below] if self._below else []
+        taken = sum(column.width + GAP for column in below)
+        if _room(self._columns, options.max_width) >= taken:
+            yield _table([*self._columns, *below], options.max_width)
+            return
+        columns = list(self._columns)
+        while _room(columns, options.max_width) < 0 and any(c.spare for c in columns):
+            columns.remove(max(columns, key=lambda column: column.spare))
+        yield _table(columns, options.max_width)
+        if below:
+            yield _table([columns[0], *below], options.max_width)
+        absent = [column.name for column in self._columns if column not in columns]
+        if absent:
+            yield Text(f"no room for {', '.join(absent)}", style="dim")
+
+
+def _room(columns: Sequence[Column], width: int) -> int:
+    """What is left of a line, each with a gap behind it."""
+    return width - sum(column.least + GAP for column in columns)
+
+
+def _widths(columns: list[Column], width: int) -> dict[Column, int]:
+    """The last ones get what room there is, or give what is wanting."""
+    room, widths = _room(columns, width), {}
+    for column in reversed(columns):
+        more = min(room, column.width - column.least)
+        if room < 0:
+            more = -min(-room, max(column.least - NARROWEST, 0)) if column.folds else 0
+        room -= more
+        widths[column] = column.least + more
+    return widths
+
+
+def _table(columns: list[Column], width: int) -> Table:
+    table = Table(box=None, padding=(0, GAP, 0, 0), header_style="bold")
+    widths = _widths(columns, width)
     for column in columns:
-        table.add_column(Text(column), overflow="fold")
+        table.add_column(Text(column.name), width=widths[column], overflow="fold")
+    for cells in zip(*(column.cells for column in columns), strict=True):
+        table.add_row(*cells)
     return table
 
 

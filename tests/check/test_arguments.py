@@ -13,6 +13,8 @@ SOUND: list[dict[str, Any]] = [
     {"optimizer": {"name": "AdamW", "betas": [0.9, 0.95], "eps": 1e-6}},
     {"optimizer": {"name": "AdamW", "kwargs": {"foreach": True, "fused": False}}},
     {"optimizer": {"name": "SGD", "kwargs": {"momentum": 0.9, "nesterov": True}}},
+    {"optimizer": {"name": "AdamW", "kwargs": {"amsgrad": True, "foreach": None}}},
+    {"optimizer": {"name": "RMSprop", "kwargs": {"alpha": 0.9, "momentum": 0, "centered": True}}},
     {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 1e-6}},
     {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": {"num_decay_steps": 3}},
     {"lr_scheduler_type": "plateau-with-warmup", "lr_scheduler_kwargs": {"patience": 3}},
@@ -43,6 +45,36 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
         {"optimizer": {"name": "SGD", "kwargs": {"nesterov": True}}},
         "nesterov needs a momentum",
         "momentum: 0.9",
+    ),
+    (
+        {"optimizer": {"kwargs": {"amsgrad": "yes"}}},
+        "kwargs.amsgrad: is the text 'yes', which AdamW cannot use",
+        "give true or false, without quotes",
+    ),
+    (
+        {"optimizer": {"kwargs": {"fused": "no"}}},
+        "kwargs.fused: is the text 'no'",
+        "give true or false",
+    ),
+    (
+        {"optimizer": {"name": "SGD", "kwargs": {"momentum": -0.9}}},
+        "kwargs.momentum: is the number -0.9, which SGD cannot use",
+        "give a number, at least 0",
+    ),
+    (
+        {"optimizer": {"name": "SGD", "kwargs": {"momentum": "0.9"}}},
+        "kwargs.momentum: is the text '0.9'",
+        "give a number",
+    ),
+    (
+        {"optimizer": {"name": "SGD", "kwargs": {"dampening": True}}},
+        "kwargs.dampening: is the boolean true",
+        "give a number",
+    ),
+    (
+        {"optimizer": {"name": "SGD", "kwargs": {"differentiable": True}}},
+        "kwargs.differentiable: cannot train weights",
+        "remove",
     ),
     (
         {"lr_scheduler_kwargs": {"min_lr": 1e-6}},
@@ -78,6 +110,33 @@ def test_wrong(train: dict[str, Any], text: str, cure: str, project: Project) ->
     project.train.update(train)
     project.config["dataset"]["eval_ds"] = "elsewhere"
     assert says(project.one(look), text, cure)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "text", "cure"),
+    [
+        ({"name": "SGD", "kwargs": {"momentum": 9}}, "the number 9, .* does not settle", "0.9"),
+        ({"name": "SGD", "kwargs": {"maximize": True}}, "makes the loss grow", "remove"),
+    ],
+)
+def test_values_that_torch_takes(
+    optimizer: dict[str, Any], text: str, cure: str, project: Project
+) -> None:
+    project.train.update(optimizer=optimizer)
+    assert says(project.one(look, "warning"), text, cure)
+
+
+def test_muon_has_rounds_and_coefficients(project: Project) -> None:
+    for kwargs, said in (
+        ({"ns_steps": 2.5}, "a whole number"),
+        ({"ns_coefficients": [1.0, -2.0]}, "a list of 3 numbers"),
+    ):
+        project.train.update(
+            optimizer={"name": "Muon", "kwargs": kwargs}, lora_peft_config={"r": 4}
+        )
+        assert says(project.one(look), "which Muon cannot use", said)
+    project.train["optimizer"]["kwargs"] = {"ns_steps": 3, "ns_coefficients": [3.0, -4.7, 2.0]}
+    assert project.find(look) == []
 
 
 def test_arguments_that_are_dropped_without_a_word(project: Project) -> None:

@@ -180,6 +180,37 @@ def test_what_a_job_prepares_is_not_told_to_be_prepared(project: Project) -> Non
     assert says(project.find(look, prepares=True)[0], "load_path: there is no file", "mend")
 
 
+def test_other_data_than_is_prepared(project: Project) -> None:
+    preprocess(project, save_path=str(project.folder / "other"))
+    text = "train_ds: is .*rows, and dataset_preprocess.save_path is .*other"
+    assert says(project.one(look, "warning"), text, "one folder")
+    project.config["sweep"] = {"metric": "loss", "grid": {"dataset.train_ds": [str(project.data)]}}
+    assert project.find(look) == [], "data prepared apart, one folder for each run"
+
+
+def test_other_evaluation_data_than_is_prepared(project: Project) -> None:
+    project.data.rename(project.folder / "held-out")
+    project.prepare()
+    preprocess(project, eval_load_path="x.jsonl", eval_save_path=str(project.folder / "eval"))
+    project.config["dataset"]["eval_ds"] = str(project.folder / "held-out")
+    text = "eval_ds: is .*held-out, and dataset_preprocess.eval_save_path is .*eval"
+    assert says(project.one(look, "warning"), text, "one folder")
+    del project.config["dataset"]["eval_ds"]
+    assert says(
+        project.one(look, "note"), "eval_ds: .*evaluates nothing", "dataset.eval_ds: .*eval"
+    )
+
+
+def test_a_source_that_is_gone_after_its_data_was_prepared(project: Project) -> None:
+    project.raw.unlink()
+    preprocess(project)
+    text = "load_path: there is no file .*raw.jsonl; what was prepared from it is in .*rows"
+    assert says(project.one(look, "note"), text, "before the data is prepared again")
+    preprocess(project, load_path="some/texts")
+    assert says(project.one(look, "note"), "some/texts .*training needs no more", "put it back")
+    assert [one.severity for one in project.find(look, prepares=True)] == ["warning"]
+
+
 # --- sources --------------------------------------------------------------------------------------
 
 
@@ -214,12 +245,64 @@ SOURCES: dict[str, tuple[Spoil, str, str]] = {
         "x.parquet: cannot be read",
         "whole",
     ),
+    "a cut end": (
+        lambda p: (unprepared(p), p.raw.write_text('{"text": "x"}\n' * 9 + '{"text": "no e')),
+        "raw.jsonl looks cut: its last line is no whole JSON$",
+        "copy it again",
+    ),
+    "an end of zeros": (
+        lambda p: (unprepared(p), p.raw.write_bytes(b'{"text": "x"}\n' + bytes(4096))),
+        "raw.jsonl looks cut",
+        "copy it again",
+    ),
+    "a long row that is cut": (
+        lambda p: (unprepared(p), p.raw.write_text('{"text": "x"}\n{"text": "' + "y" * 2**21)),
+        "raw.jsonl looks cut",
+        "copy it again",
+    ),
+    "other files that are cut": (
+        lambda p: (
+            shards(p, '{"text": "x"}\n', '{"text": "x"}\n{"te', '{"text": "a lone li'),
+            unprepared(p, load_path=str(p.folder / "shards")),
+        ),
+        "shards/1.jsonl looks cut: .*, and 1 more look so",
+        "copy it again",
+    ),
     "something else there": (
         lambda p: (unprepared(p), p.data.mkdir(), (p.data / "thesis.tex").write_text("x")),
         "save_path: .* no prepared data of ours",
         "another save_path",
     ),
 }
+
+
+def shards(project: Project, *texts: str) -> None:
+    folder = project.folder / "shards"
+    folder.mkdir()
+    for number, text in enumerate(texts):
+        (folder / f"{number}.jsonl").write_text(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"text": "x"}\n{"text": "no newline behind it"}',
+        '{"text": "x"}\n\n  \r\n',
+        '{"text": "x"}\n{"text": "' + "y" * 2**21 + '"}\n',
+        "",
+    ],
+    ids=["no newline", "empty lines", "a long row", "empty"],
+)
+def test_a_source_with_a_whole_end(text: str, project: Project) -> None:
+    unprepared(project)
+    project.raw.write_text(text)
+    assert says(project.one(look, "warning"), "is not prepared yet", "preprocess")
+
+
+def test_a_cut_end_that_is_skipped(project: Project) -> None:
+    unprepared(project, skip_bad_rows=True)
+    project.raw.write_text('{"text": "x"}\n{"text": "no e')
+    assert {finding.severity for finding in project.find(look)} == {"warning"}
 
 
 @pytest.mark.parametrize("name", SOURCES)

@@ -38,9 +38,9 @@ def test_optimizers() -> None:
         arguments = libraries.optimizer_arguments(name)
         real = inspect.signature(kind).parameters
         assert arguments is None or set(arguments) == set(real) - {"params"}, name
-        if arguments and "eps" in arguments:
-            is_float = isinstance(real["eps"].default, float)
-            assert isinstance(arguments["eps"], float) == is_float
+        for key in arguments or ():
+            if real[key].default is not inspect.Parameter.empty:
+                assert arguments[key] == real[key].default, f"{name}: {key}"
 
 
 def test_schedules() -> None:

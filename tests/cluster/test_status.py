@@ -394,3 +394,51 @@ def test_the_actor_keeps_a_journal_as_training_does(tmp_path: Path) -> None:
     assert (found.state, found.step, found.checkpoint_step) == ("finished", 100, 4)
     assert found.results == ["final-model"]
     assert record().host == found.starts[0].host
+
+
+# --- several jobs of one folder -------------------------------------------------------------------
+
+
+def shared_folder(folder: Path, *jobs: str) -> None:
+    """Of the jobs noted for it, 17 has it and trains."""
+    for job in jobs:
+        journal.remember_job(job, folder, None)
+    begin(folder, job="16").ended(EndRecord(time.time(), "stopped", 2, "SIGUSR1"))
+    running(folder, job="17")
+
+
+def in_the_queue(**states: str) -> Queue:
+    """`j18="PENDING"`: job 18 waits."""
+    rows = [queued(state, time.time(), job=name[1:]) for name, state in states.items()]
+    return Queue({job: row for queue in rows for job, row in queue.jobs.items()})
+
+
+def told(queue: Queue) -> list[tuple[str | None, str, int | None]]:
+    runs = [run for run in status.overview(queue, status.noted_jobs()) if run.kind == "run"]
+    return [(run.job, run.state, run.step) for run in runs]
+
+
+def test_a_second_job_of_a_folder_is_told(tmp_path: Path) -> None:
+    shared_folder(tmp_path / "out", "16", "17", "18")
+    queue = in_the_queue(j17="RUNNING", j18="PENDING")
+    assert told(queue) == [("17", "running", 6), ("18", "pending", None)]
+    second = status.overview(queue, status.noted_jobs())[1]
+    assert isinstance(second, status.Run)
+    assert second.folder == str(tmp_path / "out")
+    assert second.notes == ["shares its folder with job 17, and a folder has one run at a time"]
+    assert second.metrics == {}
+    assert told(in_the_queue(j17="RUNNING", j18="RUNNING"))[1] == ("18", "starting", None)
+    assert told(in_the_queue(j17="RUNNING", j16="PENDING"))[-1] == ("16", "requeued", 2)
+
+
+def test_a_later_job_that_never_got_the_folder_is_told(tmp_path: Path) -> None:
+    shared_folder(tmp_path / "out", "15", "16", "18", "17")
+    later = ("18", "never started", None)
+    assert told(in_the_queue(j17="RUNNING")) == [("17", "running", 6), later]
+    assert told(in_the_queue(j17="RUNNING", j18="FAILED"))[1] == later
+
+
+def test_jobs_that_had_the_folder_before_are_starts_of_the_run(tmp_path: Path) -> None:
+    shared_folder(tmp_path / "out", "9", "16", "17")
+    assert told(in_the_queue(j17="RUNNING")) == [("17", "running", 6)]
+    assert len(told(NO_SLURM)) == 1, "nothing is known of the others"

@@ -66,13 +66,33 @@ def test_check_says_what_is_not_there(capsys: pytest.CaptureFixture[str], projec
 
 
 @pytest.mark.parametrize(
-    "words", [[], ["trian"], ["check", "--nope"], ["train", "--nproc-per-node", "0"]], ids=str
+    ("words", "who", "said"),
+    [
+        ([], "vectorlm", "required: VERB"),
+        (["trian"], "vectorlm", "invalid choice: 'trian'"),
+        (["train", "--nproc-per-node", "0"], "vectorlm train", "at least 1"),
+        (["plan", "--apply"], "vectorlm plan", "expected one argument"),
+        *(
+            [[verb, "--nope"], f"vectorlm {verb}", "unrecognized arguments: --nope"]
+            for verb in cli.VERBS
+        ),
+        (["convert", "--nope"], "vectorlm convert", "unrecognized arguments: --nope"),
+    ],
+    ids=str,
 )
-def test_wrong_words_give_help(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_words_are_told_in_three_lines(
+    words: list[str], who: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main(words)
     assert caught.value.code == 2
-    assert "usage: vectorlm" in capsys.readouterr().err
+    captured = capsys.readouterr()
+    error, usage, more = captured.err.splitlines()
+    assert error.startswith(f"{who}: ")
+    assert said in error
+    assert usage.startswith(f"usage: {who} ")
+    assert more == f"{who} --help tells more"
+    assert not captured.out
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 from vectorlm.check.everything import findings as check
+from vectorlm.check.everything import findings_beside
 from vectorlm.config.load import load_config
 from vectorlm.errors import ConfigError
 
@@ -35,9 +36,11 @@ def find(config: str, overrides: Sequence[str], environ: dict[str, str]) -> list
         try:
             loaded = load_config(config, overrides)
         except ConfigError as error:
-            return [Found("error", "", line, line) for line in str(error).splitlines()]
-        found = check(loaded, config, environ, overrides)
-    return [Found(one.severity, one.where, one.text, one.cure) for one in found]
+            wrong = [Found("error", "", line, line) for line in str(error).splitlines()]
+            found = findings_beside(config, environ, overrides)
+        else:
+            wrong, found = [], check(loaded, config, environ, overrides)
+    return wrong + [Found(one.severity, one.where, one.text, one.cure) for one in found]
 
 
 @contextmanager

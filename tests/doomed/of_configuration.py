@@ -113,6 +113,17 @@ def groups_that_do_not_divide_the_ranks(case: Case) -> None:
 
 
 @doomed(
+    r"shard_group_size.*multiple of 4",
+    r"--nproc_per_node 4",
+    "1 ranks cannot be split into groups of 4; allowed: a divisor of 1",
+    severities=("note",),
+)
+def groups_of_more_than_are_started(case: Case) -> None:
+    """The file does not say on how many ranks"""
+    case.train.update(sharding_strategy="HYBRID_SHARD", shard_group_size=4)
+
+
+@doomed(
     r"signal_lead_s 600.*300 s",
     r"below the time limit",
     "must be below the time limit",
@@ -243,6 +254,13 @@ def adapters_on_blocks_that_are_not_there(case: Case) -> None:
     }
 
 
+@doomed(r"model.*no weights", r"copy|download|weights", "epoch: unknown key")
+def a_misspelt_key_and_no_weights(case: Case) -> None:
+    """The weights come to light when the key is right"""
+    case.train["epoch"] = 3
+    (case.model / "model.safetensors").unlink()
+
+
 @doomed(r"dataset.*section is missing", r"train_ds", "dataset: section is missing")
 def nothing_to_train_on(case: Case) -> None:
     case.slurm(gpus_per_node=0)
@@ -310,6 +328,30 @@ def an_argument_that_needs_another(case: Case) -> None:
 @doomed(r"optimizer.*foreach", r"remove", "`fused` and `foreach` cannot be `True` together")
 def an_argument_against_one_of_ours(case: Case) -> None:
     case.train["optimizer"] = {"lr": 1e-3, "kwargs": {"foreach": True}}
+
+
+@doomed(r"amsgrad.*'yes'", r"true or false", "amsgrad: is the text 'yes'; must be true or false")
+def a_switch_in_quotes(case: Case) -> None:
+    case.train["optimizer"] = {"lr": 1e-3, "kwargs": {"amsgrad": "yes"}}
+
+
+@doomed(r"momentum.*-0\.9", r"number, at least 0", "momentum: is the number -0.9; must be a number")
+def a_negative_momentum(case: Case) -> None:
+    case.train["optimizer"] = {"name": "SGD", "lr": 1e-3, "kwargs": {"momentum": -0.9}}
+
+
+@doomed(
+    r"momentum.*number 9", r"below 1", "finished: .../output/final-model", severities=("warning",)
+)
+def a_momentum_without_its_point(case: Case) -> None:
+    """Silent: the loss grows until it is no number"""
+    case.train["optimizer"] = {"name": "SGD", "lr": 1.0, "kwargs": {"momentum": 9}}
+
+
+@doomed(r"maximize.*grow", r"remove", "finished: .../output/final-model", severities=("warning",))
+def a_loss_that_is_made_to_grow(case: Case) -> None:
+    """Silent: the model gets worse with every step"""
+    case.train["optimizer"] = {"name": "SGD", "lr": 1e-3, "kwargs": {"maximize": True}}
 
 
 @doomed(

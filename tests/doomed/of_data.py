@@ -215,6 +215,17 @@ def evaluation_on_what_is_learned(case: Case) -> None:
 
 
 @doomed(
+    r"train_ds.*dataset_preprocess\.save_path",
+    r"one folder",
+    "finished: .../output/final-model",
+    severities=("warning",),
+)
+def other_data_than_is_prepared(case: Case) -> None:
+    """Silent: what is prepared is never learned"""
+    case.prepare["save_path"] = str(case.folder / "prepared/new")
+
+
+@doomed(
     r"load_path.*gone\.jsonl",
     r"load_path|path|file",
     "there is no file or folder",
@@ -292,3 +303,9 @@ def a_dataset_of_the_hub_without_a_network(case: Case) -> None:
 def a_source_that_is_broken_at_once(case: Case) -> None:
     shutil.rmtree(case.data)
     case.put(case.raw / "train.jsonl", '{"text": "an end is miss\n' + json.dumps({"text": "x"}))
+
+
+@doomed(r"train\.jsonl looks cut", r"copy it again", "broken JSON", verb="preprocess")
+def a_source_whose_copy_was_broken_off(case: Case) -> None:
+    shutil.rmtree(case.data)
+    case.cut(case.raw / "train.jsonl", 0.6)

@@ -62,6 +62,23 @@ def no_evaluation(case: Case) -> None:
 
 
 @sound()
+def a_source_that_is_gone(case: Case) -> None:
+    """What was prepared from it is there."""
+    (case.raw / "train.jsonl").unlink()
+
+
+@sound()
+def groups_of_one(case: Case) -> None:
+    case.train.update(sharding_strategy="HYBRID_SHARD", shard_group_size=1)
+
+
+@sound()
+def an_optimizer_with_all_its_arguments(case: Case) -> None:
+    kwargs = {"momentum": 0.9, "dampening": 0, "nesterov": True, "foreach": None, "fused": False}
+    case.train["optimizer"] = {"name": "SGD", "lr": 1e-3, "kwargs": kwargs}
+
+
+@sound()
 def only_training(case: Case) -> None:
     del case.config["dataset_preprocess"]
 

@@ -9,14 +9,17 @@ from typing import Any
 import pytest
 
 from tests.tiny import write_rows
+from vectorlm.config.checks import problems
 from vectorlm.config.schema import Config
 from vectorlm.plan.changes import (
+    LEARNS_LESS,
     Change,
     accumulation_for,
     compared,
     find_changes,
     largest_batch,
     patched,
+    told,
 )
 from vectorlm.plan.gpus import Gpu, find_gpu
 from vectorlm.plan.outlook import make_outlook
@@ -128,6 +131,35 @@ def test_what_is_so_already_is_not_proposed(tmp_path: Path) -> None:
     found = titles(changes(frugal, 1))
     for words in ("checkpointing", "share", "micro-batches", "SGD", "LoRA", "bf16"):
         assert words not in found
+
+
+@pytest.mark.parametrize("given", [{"use_mp": True}, {"precision": "bf16-mixed"}, {}], ids=str)
+def test_pure_bf16_is_a_valid_change_that_names_its_price(
+    given: dict[str, Any], tmp_path: Path
+) -> None:
+    planned = config(tmp_path, **{"use_mp": False} | given)
+    now = make_outlook(planned, a100(), 4)
+    change = next(c for c in changes(planned) if "pure bf16" in c.title)
+    changed = patched(planned, change.patch)
+    assert changed.train_parameters.effective_precision == "bf16-true"
+    assert problems(changed) == []
+    assert "less accurate" in change.title
+    assert change.price == LEARNS_LESS
+    states = now.breakdown["optimizer"]
+    assert change.outlook.breakdown["optimizer"] == pytest.approx(states / 2, rel=1e-6)
+
+
+def test_adapters_gain_nothing_by_pure_bf16(tmp_path: Path) -> None:
+    assert "pure bf16" not in titles(changes(config(tmp_path, lora_peft_config={"r": 8})))
+    full = config(tmp_path, use_mp=False, lora_peft_config={"r": 8})
+    assert "pure bf16" in titles(changes(full))
+
+
+def test_a_change_is_told_to_be_done_by_hand(tmp_path: Path) -> None:
+    patch = {"train_parameters.shard_group_size": None, "train_parameters.use_mp": False}
+    assert told(patch) == (
+        "train_parameters.shard_group_size: (remove it), train_parameters.use_mp: false"
+    )
 
 
 def test_a_v100_is_not_sent_to_bf16(tmp_path: Path) -> None:

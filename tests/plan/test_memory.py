@@ -10,7 +10,7 @@ import pytest
 
 from vectorlm.config.schema import Config, TrainParameters
 from vectorlm.plan.gpus import find_gpu
-from vectorlm.plan.memory import PARTS, Load, Memory, choose_kernel, peak, shard_group
+from vectorlm.plan.memory import PARTS, Load, Memory, choose_kernel, peak, shard_group, stage
 from vectorlm.plan.shapes import ModelShape, read_shape, shape_of
 
 LLAMA: dict[str, Any] = {
@@ -91,6 +91,7 @@ def test_as_simulated(name: str, tmp_path: Path) -> None:
     accumulation = settings.gradient_accumulation_steps
     ours = planned(settings, read_shape(str(tmp_path)), ranks, accumulation=accumulation)
     assert ours.peak_bytes == pytest.approx(simulated.peak_bytes, rel=0.05)
+    assert stage(ours.moment) == stage(simulated.moment)
 
 
 # --- what must come out ---------------------------------------------------------------------------

@@ -11,6 +11,8 @@ import pytest
 
 from tests.tiny import write_rows
 from vectorlm.config.schema import Config
+from vectorlm.plan.calibration import record
+from vectorlm.plan.disk import CUDA_HOST_BYTES
 from vectorlm.plan.gpus import GIB, Gpu, find_gpu
 from vectorlm.plan.outlook import make_outlook
 
@@ -32,6 +34,7 @@ def sizes(hidden: int, inner: int, layers: int, heads: int, kv: int) -> dict[str
     }
 
 
+UNMEASURED = "step time and margin are formulas, not yet measured on A100-80GB"
 TINY_1B = sizes(2048, 5632, 22, 32, 4)
 SEVEN_B = sizes(4096, 11008, 32, 32, 32)
 THIRTEEN_B = sizes(5120, 13824, 40, 40, 40)
@@ -186,7 +189,7 @@ def test_steps_and_hours_follow_the_data(tmp_path: Path) -> None:
     assert outlook.hours == pytest.approx(24 * outlook.seconds_per_step / 3600)
     assert outlook.gpu_hours == pytest.approx(2 * outlook.hours)
     assert outlook.requeues == 0
-    assert not outlook.notes
+    assert outlook.notes == (UNMEASURED,)
     shorter = make_outlook(config(tmp_path, TINY_1B, max_seq_len=100, dataset=prepared(tmp_path)))
     assert (
         shorter.peak_bytes
@@ -209,6 +212,7 @@ def test_a_run_that_its_job_will_not_finish(
     outlook = make_outlook(planned)
     assert outlook.requeues
     assert any(said in note for note in outlook.notes)
+    assert not any("1 requeues" in note for note in outlook.notes)
 
 
 def test_without_prepared_data(tmp_path: Path) -> None:
@@ -216,6 +220,62 @@ def test_without_prepared_data(tmp_path: Path) -> None:
     assert outlook.steps is outlook.hours is outlook.requeues is None
     assert outlook.tokens_per_step == 2 * 2048 * 4
     assert any("is not prepared yet" in note for note in outlook.notes)
+    assert outlook.seconds_per_step
+    rate = outlook.tokens_per_second
+    assert rate == pytest.approx(outlook.tokens_per_step / outlook.seconds_per_step)
+    assert outlook.hours_per_billion_tokens == pytest.approx(1e9 / rate / 3600)
+    nowhere = make_outlook(config(tmp_path, TINY_1B, 2))
+    assert nowhere.tokens_per_second is nowhere.hours_per_billion_tokens is None
+
+
+# --- links between nodes --------------------------------------------------------------------------
+
+
+def test_links_between_nodes_are_as_fast_as_the_file_says(tmp_path: Path) -> None:
+    two: dict[str, Any] = {"nodes": 2, "gpus_per_node": 4, "gpu_type": "a100_80gb"}
+    usual = make_outlook(config(tmp_path, SEVEN_B, slurm=two))
+    said = make_outlook(config(tmp_path, SEVEN_B, slurm=two | {"node_gbit_per_s": 100}))
+    slow = make_outlook(config(tmp_path, SEVEN_B, slurm=two | {"node_gbit_per_s": 10}))
+    assert usual.time
+    assert slow.time
+    assert usual.time == said.time
+    assert slow.time.links_s == pytest.approx(10 * usual.time.links_s)
+    assert any("100 Gbit/s" in n and "slurm.node_gbit_per_s" in n for n in usual.notes)
+    assert not any("node_gbit_per_s" in note for note in (*said.notes, *slow.notes))
+    assert any("of a step waits for links" in note for note in slow.notes)
+
+
+def test_one_node_has_no_links_to_others(tmp_path: Path) -> None:
+    one: dict[str, Any] = {"gpus_per_node": 4, "gpu_type": "a100_80gb"}
+    outlooks = [
+        make_outlook(config(tmp_path, SEVEN_B, slurm=one | {"node_gbit_per_s": rate}))
+        for rate in (1, 400)
+    ]
+    assert outlooks[0] == outlooks[1]
+    alone = make_outlook(config(tmp_path, SEVEN_B), gpu(), 4)
+    assert alone.time == outlooks[0].time
+
+
+# --- what was never measured ----------------------------------------------------------------------
+
+
+def test_what_was_not_measured_is_said_until_it_is(tmp_path: Path) -> None:
+    planned = config(tmp_path, TINY_1B)
+    before = make_outlook(planned, gpu())
+    assert UNMEASURED in before.notes
+    record(gpu(), "a run", 100, 105)
+    after = make_outlook(planned, gpu())
+    assert UNMEASURED not in after.notes
+    corrected = "memory is corrected by +5.0%, as measured on A100-80GB; step time is a formula"
+    assert corrected in after.notes
+    other = make_outlook(planned, gpu("h100"))
+    assert "step time and margin are formulas, not yet measured on H100" in other.notes
+
+
+@pytest.mark.parametrize(("name", "told"), [("mi250", 1), ("mi300", 1), ("h100", 0)])
+def test_of_amd_it_says_whose_kernels_are_planned(name: str, told: int, tmp_path: Path) -> None:
+    notes = make_outlook(config(tmp_path, TINY_1B), gpu(name)).notes
+    assert sum("NVIDIA" in note for note in notes) == told
 
 
 def test_disk(tmp_path: Path) -> None:
@@ -239,6 +299,14 @@ def test_host_memory(tmp_path: Path) -> None:
     assert whole.host_bytes - usual.host_bytes == 2 * usual.parameters
     fewer = make_outlook(config(tmp_path, TINY_1B, precision="bf16-true"), gpu(), 2)
     assert fewer.host_bytes < usual.host_bytes
+
+
+def test_a_run_without_gpus_trains_in_host_memory(tmp_path: Path) -> None:
+    on_gpus, without = (
+        make_outlook(config(tmp_path, TINY_1B, slurm={"gpus_per_node": n, "processes_per_node": 2}))
+        for n in (2, 0)
+    )
+    assert without.host_bytes == on_gpus.host_bytes + 2 * (without.peak_bytes - CUDA_HOST_BYTES)
 
 
 def test_evaluation_counts(tmp_path: Path) -> None:

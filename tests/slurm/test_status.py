@@ -71,6 +71,7 @@ def test_a_job_from_the_queue_to_its_end(slurm: Lab, tmp_path: Path) -> None:
     slurm.cancel(second)
     until(slurm, lambda: look(first).state == "requeued", "requeue")
     assert (look(first).why or "").startswith("may not start yet; start expected ")
+    until(slurm, lambda: look(second).over, "end of the second")
     gone = look(second)
     assert (gone.state, gone.over, gone.why) == ("never started", True, "it was cancelled")
 
@@ -80,6 +81,20 @@ def test_a_job_from_the_queue_to_its_end(slurm: Lab, tmp_path: Path) -> None:
     until(slurm, lambda: look(first).over, "end of the job")
     gone = look(first)
     assert (gone.state, gone.why, gone.nodes) == ("cut off", "it was cancelled", None)
+
+
+def test_two_jobs_of_one_folder(slurm: Lab, tmp_path: Path) -> None:
+    def seen() -> list[tuple[str | None, str]]:
+        found = status.overview(queue.ask(os.getuid()), status.noted_jobs())
+        return [(run.job, run.state) for run in found if isinstance(run, Run)]
+
+    first = submit(slurm, tmp_path, *BOTH_NODES)
+    until(slurm, lambda: look(first).step == 4, "steps")
+    second = submit(slurm, tmp_path, *BOTH_NODES)
+    assert seen() == [(first, "running"), (second, "pending")]
+    slurm.cancel(second)
+    until(slurm, lambda: seen()[1] == (second, "never started"), "end of the second")
+    slurm.cancel(first)
 
 
 def test_a_sweep_is_one_array(slurm: Lab, tmp_path: Path) -> None:

@@ -10,7 +10,9 @@ from typing import Any
 
 from vectorlm.check import libraries
 from vectorlm.check.finding import Finding, Surroundings, error, warning
+from vectorlm.config.argument_values import allowed_instead
 from vectorlm.config.schema import PLATEAU_SCHEDULERS, Optimizer, TrainParameters
+from vectorlm.config.suggest import shown
 from vectorlm.plan.optimizers import FUSED, NOT_ON_SHARDS, NOT_USABLE
 
 PLATEAUS = set(PLATEAU_SCHEDULERS) - {"greedy"}  # which has arguments of its own
@@ -18,6 +20,8 @@ PLATEAUS = set(PLATEAU_SCHEDULERS) - {"greedy"}  # which has arguments of its ow
 DEAF = {"constant", "constant_with_warmup"}
 OPTIMIZER = "train_parameters.optimizer"
 SCHEDULE = "train_parameters.lr_scheduler_kwargs"
+# Shares of the past that are kept: of all of it or more, nothing new is learned.
+SHARES = ("momentum", "dampening", "rho")
 # Arguments that only some values are allowed for.
 CHOICES = {
     "decay_type": ("linear", "cosine", "1-sqrt"),
@@ -58,7 +62,23 @@ def _optimizer(given: Optimizer, adapters: bool) -> Iterator[Finding]:
         if name in given.model_fields_set and name not in taken:
             yield error(f"{OPTIMIZER}.{name}", f"{given.name} has no {name}", "remove the line")
     yield from _unknown(f"{OPTIMIZER}.kwargs", given.name, given.kwargs, accepted)
+    yield from _optimizer_values(given, accepted)
     yield from _combinations(given)
+
+
+def _optimizer_values(given: Optimizer, defaults: Mapping[str, Any]) -> Iterator[Finding]:
+    for name in [one for one in given.kwargs if one in defaults]:
+        value, key = given.kwargs[name], f"{OPTIMIZER}.kwargs.{name}"
+        instead = allowed_instead(name, value, defaults[name])
+        if instead:
+            yield error(key, f"is {shown(value)}, which {given.name} cannot use", f"give {instead}")
+        elif name in SHARES and value >= 1:
+            text = f"is {shown(value)}, and with 1 or more {given.name} does not settle"
+            yield warning(key, text, "give a number below 1, such as 0.9")
+        elif name == "maximize" and value:
+            yield warning(key, "makes the loss grow", "remove it")
+        elif name == "differentiable" and value and given.name not in FUSED:
+            yield error(key, "cannot train weights", "remove it")
 
 
 def _combinations(given: Optimizer) -> Iterator[Finding]:

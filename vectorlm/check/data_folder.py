@@ -7,12 +7,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from vectorlm.check.finding import Finding, Surroundings, error, warning
+from vectorlm.check.finding import Finding, Surroundings, error, note, warning
 from vectorlm.check.model_files import Broken
-from vectorlm.check.raw_data import changed_since, look_at_sources, sources
+from vectorlm.check.raw_data import changed_since, gone_sources, look_at_sources, sources
+from vectorlm.config.schema import DatasetConfig, DatasetPreprocess
 from vectorlm.errors import DataError
 from vectorlm.manifest import MANIFEST_NAME, Manifest, read_manifest
 from vectorlm.tokenizer_files import BY_CONTENT
@@ -32,8 +34,13 @@ def look(here: Surroundings) -> Iterator[Finding]:
             "is the training data, so the evaluation loss says nothing about new text",
             "give other data, or leave eval_ds out",
         )
-    if prepare is not None and (data is None or absent or here.prepares):
-        yield from look_at_sources(here, prepare)
+    if prepare is not None:
+        if data is not None:
+            yield from _other_folders(here, data, prepare)
+        if data is None or absent or here.prepares:
+            yield from look_at_sources(here, prepare)
+        if not here.prepares:
+            yield from gone_sources(here, prepare)
     if data is None and here.config.slurm is not None:
         text = "the section is missing, and the job that slurm describes trains"
         yield error("dataset", text, "give dataset, with at least train_ds")
@@ -53,6 +60,35 @@ def _is_prepared(path: str) -> bool:
 
 def _same(one: str, other: str) -> bool:
     return os.path.realpath(one) == os.path.realpath(other)
+
+
+def _other_folders(
+    here: Surroundings, data: DatasetConfig, prepare: DatasetPreprocess
+) -> Iterator[Finding]:
+    """Prepared data that the run does not read: it would train on what was prepared otherwise."""
+    sweep = here.config.sweep
+    varied = {*sweep.grid, *chain(*sweep.runs)} if sweep else set()
+    pairs = (
+        ("train_ds", data.train_ds, "save_path", prepare.save_path),
+        ("eval_ds", data.eval_ds, "eval_save_path", prepare.eval_save_path),
+    )
+    for name, used, made_by, made in pairs:
+        key, other = f"dataset.{name}", f"dataset_preprocess.{made_by}"
+        if made is None or key in varied:
+            continue
+        if used is None:
+            text = f"evaluation data is prepared in {made} ({other}), and the run evaluates nothing"
+            yield note(key, text, f"set {key}: {made}")
+        elif name == "eval_ds" and _same(used, data.train_ds):
+            continue  # said already
+        # What is not prepared is an error, which names the paths.
+        elif not _same(used, made) and (_is_prepared(used) or here.prepares):
+            yield warning(
+                key,
+                f"is {used}, and {other} is {made}: the run reads other data than "
+                "vectorlm preprocess writes",
+                f"set both to one folder, or take out {other} if the data was prepared otherwise",
+            )
 
 
 # --- a folder -------------------------------------------------------------------------------------

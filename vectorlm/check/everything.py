@@ -23,11 +23,13 @@ from vectorlm.check import (
     model_folder,
     output_folder,
     packages,
+    ranks,
     secrets,
 )
-from vectorlm.check.finding import Finding, Surroundings, warning
+from vectorlm.check.finding import Finding, Surroundings, note, warning
 from vectorlm.cluster.script import POINT_NAME
-from vectorlm.config.load import load_config
+from vectorlm.config.keys import KeyPath
+from vectorlm.config.load import load_config, load_sound_part
 from vectorlm.config.schema import Config
 from vectorlm.config.sweep import overrides_of, sweep_points
 
@@ -39,12 +41,43 @@ TOPICS: dict[str, Look] = {
     "adapters": adapters.look,
     "data": data_folder.look,
     "output": output_folder.look,
+    "ranks": ranks.look,
     "script": job_script.look,
     "slurm": cluster_limits.look,
     "fitting": fitting.look,
     "packages": packages.look,
     "downloads": downloads.look,
     "secrets": secrets.look,
+}
+# The keys that each depends on: of what is in doubt nothing can be told.
+NEEDS = {
+    "model": "model train_parameters.max_seq_len dataset_preprocess.add_bos_eos_tokens",
+    "arguments": "train_parameters.optimizer train_parameters.lr_scheduler_type "
+    "train_parameters.lr_scheduler_kwargs train_parameters.lora_peft_config",
+    "adapters": "model train_parameters.lora_peft_config",
+    "data": "model dataset dataset_preprocess train_parameters.max_seq_len "
+    "train_parameters.gradient_accumulation_steps",
+    "output": "model train_parameters dataset slurm sweep",
+    "ranks": "train_parameters.sharding_strategy train_parameters.shard_group_size slurm",
+    "script": "slurm train_parameters.output_dir",
+    "slurm": "slurm train_parameters.output_dir",
+    "fitting": "model train_parameters dataset slurm",
+    "packages": "enable_wandb_logging enable_tensorboard_logging train_parameters.precision "
+    "train_parameters.use_mp train_parameters.lora_peft_config slurm",
+    "downloads": "model enable_wandb_logging wandb_config",
+    "secrets": "",
+}
+# The topics in the words of docs/check.md.
+NAMES = {
+    "model": "the model",
+    "arguments": "the optimizer and the schedule",
+    "adapters": "LoRA",
+    "data": "the data",
+    "output": "the output folder",
+    "ranks": "groups of ranks",
+    "script": "the job's script",
+    "fitting": "the fit",
+    "slurm": "Slurm",
 }
 # What does not answer in time, in the words of the file.
 PLACES = {
@@ -68,7 +101,37 @@ def findings(
         Surroundings(run, config_path, environ, prepares)
         for run in _runs(config, config_path, overrides)
     ]
-    watched = [_Watch(name, look, runs) for name, look in TOPICS.items()]
+    return _looked(runs, TOPICS)
+
+
+def findings_beside(
+    config_path: str, environ: Mapping[str, str] = os.environ, overrides: Sequence[str] = ()
+) -> list[Finding]:
+    """What else there is to say of a file with mistakes: of all that does not depend on them."""
+    sound = load_sound_part(config_path, overrides)
+    if sound is None:
+        return []
+    config, doubtful = sound
+    if _overlaps("slurm", doubtful):
+        config = config.model_copy(update={"slurm": None})
+    apart = {name for name in TOPICS if any(_overlaps(k, doubtful) for k in NEEDS[name].split())}
+    looks = {name: look for name, look in TOPICS.items() if name not in apart}
+    found = _looked([Surroundings(config, config_path, environ)], looks)
+    if apart:
+        names = ", ".join(NAMES.get(name, name) for name in TOPICS if name in apart)
+        text = f"not looked at, for they depend on keys that are wrong: {names}"
+        found.append(note(config_path, text, "mend the file, and check it again"))
+    return found
+
+
+def _overlaps(name: str, doubtful: frozenset[KeyPath]) -> bool:
+    """Whether the key, a section around it or something inside it is among those in doubt."""
+    key = tuple(name.split("."))
+    return any(key[: len(path)] == path or path[: len(key)] == key for path in doubtful)
+
+
+def _looked(runs: Sequence[Surroundings], looks: Mapping[str, Look]) -> list[Finding]:
+    watched = [_Watch(name, look, runs) for name, look in looks.items()]
     deadline = time.monotonic() + LIMIT_S
     for watch in watched:
         watch.wait(deadline - time.monotonic())

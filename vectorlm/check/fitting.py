@@ -11,16 +11,17 @@ from vectorlm.check.places import gib
 from vectorlm.config.job_text import megabytes
 from vectorlm.config.schema import Slurm
 from vectorlm.plan.changes import find_changes
+from vectorlm.plan.disk import CUDA_HOST_BYTES, PIECES_BYTES
 from vectorlm.plan.duration import DISK_BYTES, START_S
 from vectorlm.plan.gpus import Gpu, find_gpu
-from vectorlm.plan.outlook import Outlook, make_outlook
+from vectorlm.plan.outlook import Outlook, counted, make_outlook
 
 MOST_CHANGES = 3
 QUICK_START_S = 15.0  # libraries alone, and a model that processors can train
 # Slurm calls both sizes of it `v100`; what is too much for this one is too much for either.
 LARGEST = {"V100-16GB": "V100-32GB"}
-# Of what the plan counts for a process's libraries, this may be too much; without GPUs, most of it.
-HOST_DOUBT_BYTES = int(2.6 * 2**30)
+# Of what the plan counts for a process, this may be too much.
+HOST_DOUBT_BYTES = CUDA_HOST_BYTES + PIECES_BYTES
 
 
 def look(here: Surroundings) -> Iterator[Finding]:
@@ -114,6 +115,7 @@ def _time(here: Surroundings, outlook: Outlook, slurm: Slurm) -> Iterator[Findin
 def _too_long(here: Surroundings, outlook: Outlook, slurm: Slurm) -> Iterator[Finding]:
     takes = f"the run takes about {outlook.hours:,.0f} hours, and a start has {slurm.time}"
     again = outlook.requeues or 0
+    times = counted(again, "requeue")
     if not slurm.requeue:
         cure = "set slurm.requeue: true, raise slurm.time, or take more GPUs or fewer epochs"
         yield warning("slurm.requeue", f"is false: {takes}, so it would be cut off", cure)
@@ -124,7 +126,7 @@ def _too_long(here: Surroundings, outlook: Outlook, slurm: Slurm) -> Iterator[Fi
             "set checkpointing_enabled: true, or raise slurm.time",
         )
     elif again > slurm.max_requeues:
-        text = f"{takes}: about {again} requeues, and at most {slurm.max_requeues} are allowed"
+        text = f"{takes}: about {times}, and at most {slurm.max_requeues} are allowed"
         yield warning("slurm.max_requeues", text, "raise it, or slurm.time, or take more GPUs")
     else:
-        yield note("slurm.time", f"{takes}: about {again} requeues", "nothing needs to be done")
+        yield note("slurm.time", f"{takes}: about {times}", "nothing needs to be done")

@@ -193,14 +193,22 @@ def _arguments(path: str, name: str) -> dict[str, Any] | None:
             names = [a.arg for a in (*arguments.args, *arguments.kwonlyargs)]
             late = arguments.args[len(arguments.args) - len(arguments.defaults) :]
             defaults: dict[str, Any] = dict.fromkeys(names)
-            for argument, value in zip(late, arguments.defaults, strict=True):
+            pairs = [*zip(late, arguments.defaults, strict=True)]
+            pairs += [
+                (argument, value)
+                for argument, value in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+                if value
+            ]
+            for argument, value in pairs:
                 defaults[argument.arg] = _value(value, tree)
             return {key: defaults[key] for key in names if key not in ("self", "params")}
     return None
 
 
 def _value(node: ast.expr, tree: ast.Module | None) -> Any:
-    """Of a literal, or of a name that the module gives one."""
+    """Of a literal, or of a name that the module gives one, or of a tuple of such."""
+    if isinstance(node, ast.Tuple):
+        return tuple(_value(part, tree) for part in node.elts)
     name = ast.unparse(node)
     for statement in tree.body if tree and isinstance(node, ast.Name) else []:
         if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == name:

@@ -17,7 +17,7 @@ from typing import Any
 
 from vectorlm.chat.formats import detect
 from vectorlm.check.chat_rows import look_at_chats
-from vectorlm.check.finding import Finding, Surroundings, error, warning
+from vectorlm.check.finding import Finding, Surroundings, error, note, warning
 from vectorlm.check.places import cannot_write
 from vectorlm.config.data_parts import parts_of
 from vectorlm.config.schema import DatasetPreprocess
@@ -28,6 +28,8 @@ from vectorlm.source_files import SourceFiles, contents_sha256, find_files, join
 
 FIRST_BYTES = 1 << 20
 ROWS_LOOKED_AT = 20
+LAST_BYTES = 1 << 20
+MOST_ENDS = 500  # files whose end is read: on a slow file system a few milliseconds each
 SMALL_BYTES = 64 << 20  # hashed in a moment
 SKIP = "mend it, or set dataset_preprocess.skip_bad_rows: true"
 
@@ -83,6 +85,28 @@ def look_at_sources(here: Surroundings, prepare: DatasetPreprocess) -> Iterator[
             yield from _of_the_hub(here, source)
         else:
             yield from _first_row(here, source, files)
+            yield from _last_rows(source, files)
+
+
+def gone_sources(here: Surroundings, prepare: DatasetPreprocess) -> Iterator[Finding]:
+    """Sources that are not there any more, of data that is: it trains, but cannot be made again."""
+    for source in sources(prepare):
+        if not (Path(source.save_path) / MANIFEST_NAME).exists():
+            continue
+        try:
+            files = find_files(source.options, source.load_path, source.split)
+            found = list(_of_the_hub(here, source)) if files is None else []
+        except DataError as problem:
+            found = [_no_source(source, problem)]
+        except OSError:
+            found = [error(source.key, f"{source.load_path} cannot be read", "")]
+        for finding in found:
+            yield note(
+                source.key,
+                f"{finding.text}; what was prepared from it is in {source.save_path}, and training "
+                "needs no more",
+                "put it back, or mend the path, before the data is prepared again",
+            )
 
 
 def _no_source(source: Source, problem: DataError) -> Finding:
@@ -204,6 +228,43 @@ def _json_fields(raw: bytes, kind: str) -> list[str] | None:
     if not isinstance(row, dict):
         raise _BadRow(f"no JSON object but a {type(row).__name__}")
     return list(row)
+
+
+# --- the last row ---------------------------------------------------------------------------------
+
+
+def _last_rows(source: Source, files: SourceFiles) -> Iterator[Finding]:
+    """A copy that was broken off has its first row; what is missing is its end."""
+    if files.kind != "jsonl":
+        return
+    plain = [path for path in files.files if path.suffix != ".gz"][:MOST_ENDS]
+    # Of a file that is one line, the first file's is the first row, which is looked at already.
+    cut = [path for path in plain if _is_cut(path, of_one_line=path != files.files[0])]
+    if cut:
+        more = f", and {len(cut) - 1} more look so" if len(cut) > 1 else ""
+        kind = warning if source.options.skip_bad_rows else error
+        text = f"{cut[0]} looks cut: its last line is no whole JSON{more}"
+        yield kind(source.key, text, "copy it again, and compare the sizes; or remove that line")
+
+
+def _is_cut(path: Path, of_one_line: bool) -> bool:
+    try:
+        with open(path, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - LAST_BYTES))
+            end = file.read(LAST_BYTES).rstrip(b" \t\r\n")
+    except OSError:
+        return False
+    _, newline, last = end.rpartition(b"\n")
+    if not newline and size > LAST_BYTES:  # a row longer than what was read
+        return not end.endswith(b"}")
+    if not last or not (newline or of_one_line):
+        return False
+    try:
+        json.loads(last)
+    except ValueError:
+        return True
+    return False
 
 
 # --- is prepared data still that of its source ----------------------------------------------------

@@ -285,10 +285,20 @@ def rank_killed(evidence: Evidence) -> Finding | None:
             rank,
             end.host,
             evidence.last_step,
-            cure=_CURES_OF_SIGNALS.get(signal),
+            cure=_cure_of(signal, evidence),
             may_pass=signal != "SIGILL",
         )
     return None
+
+
+def _cure_of(signal: str, evidence: Evidence) -> str | None:
+    if signal == "SIGKILL" and not evidence.job:
+        return (
+            "A SIGKILL that nobody sent is most often the kernel's, for lack of memory: `dmesg` "
+            "tells. Use fewer processes, or lower `dataset.train_bs`; started again, the run goes "
+            "on from its last checkpoint"
+        )
+    return _CURES_OF_SIGNALS.get(signal)
 
 
 _CURES_OF_SIGNALS = {

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -70,7 +71,7 @@ class Evidence:
     def _shows_life(self) -> bool:
         """Of a start that Slurm says nothing of."""
         assert self.start
-        if self.start.end or self.start.failures:
+        if self.start.end or self.start.failures or self.start.killed:
             return False
         return sign_of_life(self.folder or Path(), self.start.start, self.now)[0] is True
 
@@ -86,7 +87,18 @@ class Evidence:
 
     @cached_property
     def task_ends(self) -> list[TaskEnd]:
-        return task_ends(self.lines)
+        return [*self._killed, *task_ends(self.lines)]
+
+    @property
+    def _killed(self) -> list[TaskEnd]:
+        """What the launcher of one machine has seen."""
+        record = self.start.killed if self.start else None
+        number = getattr(signal, record.signal, None) if record else None
+        if record is None or not isinstance(number, signal.Signals):
+            return []
+        line = Line(f"rank {record.rank} was ended by {record.signal}", "killed.json")
+        words = signal.strsignal(number) or record.signal
+        return [TaskEnd(record.host, [record.rank], words, line, first=True)]
 
     def search(self, pattern: re.Pattern[str]) -> tuple[re.Match[str], Line] | None:
         """The first line of the log that matches from its beginning."""

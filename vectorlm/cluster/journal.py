@@ -4,6 +4,7 @@
         start.json    by the first rank, when the folder is claimed
         rank-2.json   by a rank that fails: what, where, at which step
         end.json      by the first rank: finished, stopped or failed
+    killed.json   by the launcher of one machine: the rank that a signal ended
 
 A start without an end.json was cut off. ~/.local/state/vectorlm/jobs/JOB.json says which folder a
 job belongs to. All of it is small, private, and never needed to train: a disk that refuses it does
@@ -74,6 +75,16 @@ class EndRecord:
 
 
 @dataclass(frozen=True)
+class KilledRecord:
+    """A rank that a signal ended, as its launcher saw it; under Slurm the log has srun's word."""
+
+    rank: int
+    host: str
+    time: float
+    signal: str
+
+
+@dataclass(frozen=True)
 class PastStart:
     """A start as it can be read afterwards."""
 
@@ -81,6 +92,7 @@ class PastStart:
     start: StartRecord
     failures: list[RankRecord]
     end: EndRecord | None
+    killed: KilledRecord | None = None
 
 
 def new_start(config: str, log: str | None = None) -> StartRecord:
@@ -132,6 +144,9 @@ class Journal:
     def ended(self, record: EndRecord) -> None:
         write_json(self.folder / "end.json", asdict(record))
 
+    def killed(self, record: KilledRecord) -> None:
+        write_json(self.folder / "killed.json", asdict(record))
+
 
 def past_starts(output_dir: str | Path) -> list[PastStart]:
     """Every start of a run that can be read, oldest first."""
@@ -142,7 +157,9 @@ def past_starts(output_dir: str | Path) -> list[PastStart]:
             continue
         failures = [_read(path, RankRecord) for path in sorted(folder.glob("rank-*.json"))]
         sound = sorted((f for f in failures if f is not None), key=lambda f: f.time)
-        found.append(PastStart(folder, start, sound, _read(folder / "end.json", EndRecord)))
+        end = _read(folder / "end.json", EndRecord)
+        killed = _read(folder / "killed.json", KilledRecord)
+        found.append(PastStart(folder, start, sound, end, killed))
     return found
 
 

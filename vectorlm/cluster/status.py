@@ -248,7 +248,7 @@ def _eta(last: PastStart | None, made: Progress, idle: float | None) -> float | 
 
 def _history(starts: list[PastStart], verdict: Verdict) -> Iterator[StartFacts]:
     for past in starts:
-        start, own = past.start, past.end or past.failures
+        start, own = past.start, past.end or past.failures or past.killed
         lasts = past is starts[-1] and not own and not verdict.over
         end = ended(past) if own else Verdict("cut off")
         words = "" if lasts else f"{end.state} {end.why or ''}".strip()
@@ -395,4 +395,35 @@ def overview(queue: Queue, noted: list[NotedJob]) -> list[Run | SweepRuns]:
     folders = list(dict.fromkeys(entry.folder for entry in noted))
     known = set(folders)
     apart = [Path(f) for f in folders if os.path.dirname(f) not in known]
-    return [look(folder, queue, noted, thorough=False) for folder in apart[:SHOWN_RUNS]]
+    found: list[Run | SweepRuns] = []
+    for folder in apart[:SHOWN_RUNS]:
+        entry = look(folder, queue, noted, thorough=False)
+        others = _other_jobs(entry, queue, noted) if isinstance(entry, Run) else ()
+        found += [entry, *others]
+    return found
+
+
+def _other_jobs(run: Run, queue: Queue, noted: list[NotedJob]) -> Iterator[Run]:
+    """Jobs beside the one that has the run's folder: in the queue, or later ones that never got it.
+
+    Those that had it before it are starts of the run.
+    """
+    folder = Path(run.folder)
+    starts = journal.past_starts(folder)
+    for entry in jobs_of(folder, noted):
+        row = queue.jobs.get(entry.job)
+        queued = row is not None and (row.waits or row.alive)
+        own = [past for past in starts if past.start.job == entry.job]
+        came_to_nothing = not own and not queue.silent and _later(entry.job, run.job)
+        if entry.job == run.job or not (queued or came_to_nothing):
+            continue
+        seen = Seen(folder, own, entry.job, queue, time.time())
+        note = f"shares its folder with job {run.job}, and a folder has one run at a time"
+        nothing = Progress({}, None, None, None)
+        yield _run(seen, judge(seen), nothing, None, [], [note] if run.job else [], entry.log)
+
+
+def _later(job: str, than: str | None) -> bool:
+    """Slurm counts its jobs up."""
+    numbers = [int(name.partition("_")[0]) for name in (job, than or "") if name[:1].isdecimal()]
+    return len(numbers) == 2 and numbers[0] > numbers[1]

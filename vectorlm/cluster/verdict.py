@@ -110,7 +110,7 @@ def _without_start(seen: Seen) -> Verdict:
 
 def _of_start(seen: Seen, last: PastStart) -> Verdict:
     row = seen.row(last.start.job)
-    if not (last.end or last.failures):
+    if not (last.end or last.failures or last.killed):
         return _unended(seen, last, row)
     verdict = ended(last)
     if row and row.alive:
@@ -133,6 +133,8 @@ def ended(past: PastStart) -> Verdict:
 
 def _cause(past: PastStart) -> str | None:
     """The first rank that failed by itself: those it left behind fail after it."""
+    if past.killed:
+        return f"rank {past.killed.rank} on {past.killed.host} was ended by {past.killed.signal}"
     own = [failure for failure in past.failures if failure.kind != "RankLostError"]
     for failure in own or past.failures:
         text = " ".join(f"{failure.kind}: {failure.message}".split())

@@ -11,6 +11,7 @@ import difflib
 import json
 import re
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -38,6 +39,32 @@ REDACTED = "<redacted>"
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read, override, validate and cross-check; ConfigError with one line for each problem."""
+    draft, config = _loaded(path, overrides)
+    if draft.problems:
+        raise ConfigError("\n".join(draft.sorted_problems()))
+    assert config is not None
+    return config
+
+
+def load_sound_part(
+    path: str | Path, overrides: Sequence[str] = ()
+) -> tuple[Config, frozenset[KeyPath]] | None:
+    """Of a file with mistakes, a Config with stand-ins for what is wrong, and the keys from which
+    nothing may be concluded; None where there cannot be one. Never to be run.
+    """
+    try:
+        draft, config = _loaded(path, overrides)
+    except ConfigError:
+        return None
+    if config is None:
+        return None
+    # Which runs a sweep makes cannot be told; what they differ in is no value of the file.
+    varied = {*config.sweep.grid, *chain(*config.sweep.runs)} if config.sweep else set()
+    apart = {("sweep",), *(tuple(name.split(".")) for name in varied)} if config.sweep else set()
+    return config.model_copy(update={"sweep": None}), frozenset(draft.doubtful | apart)
+
+
+def _loaded(path: str | Path, overrides: Sequence[str]) -> tuple[Draft, Config | None]:
     draft = _read_file(path)
     _rehome_sections(draft)
     for number, text in enumerate(overrides):
@@ -45,10 +72,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     config = _settled(draft)
     if config is not None and not draft.problems:
         _check_points(draft, config)
-    if draft.problems:
-        raise ConfigError("\n".join(draft.sorted_problems()))
-    assert config is not None
-    return config
+    return draft, config
 
 
 def config_to_dict(config: Config) -> dict[str, Any]:
@@ -295,6 +319,7 @@ def _healed(draft: Draft, errors: list[Any]) -> Config | None:
 
 def _cross_check(draft: Draft, config: Config) -> None:
     told: set[tuple[str, ...]] = set()
+    contradicting: set[KeyPath] = set()
     for problem in checks.problems(config):
         paths = [draft.path_of(name) for name in problem.keys]
         if problem.keys not in told and any(draft.in_doubt(path) for path in paths):
@@ -306,6 +331,8 @@ def _cross_check(draft: Draft, config: Config) -> None:
         )  # --set first: it is newest
         others = [f"{dotted(path)} is {draft.origin(path).words}" for path in given[1:]]
         draft.report(given[0], "; ".join([problem.message, *others]))
+        contradicting.update(map(canonical, paths))
+    draft.doubtful |= contradicting  # at the end: several rules may have to say something of a key
 
 
 # --- sweeps ---------------------------------------------------------------------------------------

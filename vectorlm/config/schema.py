@@ -493,6 +493,12 @@ class Slurm(Section):
         "an interface such as eth0, or several as ib0,ib1",
         "Network interface between nodes, for NCCL and gloo; by default found.",
     )
+    node_gbit_per_s: int = Field(
+        100,
+        ge=1,
+        le=100_000,
+        description="What a node sends to other nodes, in Gbit/s; `vectorlm plan` counts with it.",
+    )
     disable_infiniband: bool = Field(
         False, description="Set NCCL_IB_DISABLE=1, where InfiniBand is there but does not work."
     )
@@ -537,6 +543,10 @@ class Slurm(Section):
     @property
     def ranks_per_node(self) -> int:
         return self.processes_per_node or max(self.gpus_per_node, 1)
+
+    @property
+    def node_bytes_per_s(self) -> float:
+        return self.node_gbit_per_s * 1e9 / 8
 
     @property
     def time_s(self) -> int:

@@ -59,7 +59,7 @@ class Change:
 
     @property
     def words(self) -> str:
-        return ", ".join(f"{key}: {yaml_value(value)}" for key, value in self.patch.items())
+        return told(self.patch)
 
 
 @dataclass(frozen=True)
@@ -113,9 +113,14 @@ def _ideas(config: Config, now: Outlook) -> Iterator[_Idea]:
         yield _Idea(title, patch)
     if len(harmless) > 1:
         yield _Idea("all of these that learn the same", harmless)
-    if train.effective_precision == "32-true" and (now.hardware.gpu is None or _bf16(now)):
+    if train.effective_precision == "32-true" and _bf16(now):
         patch = {"train_parameters.precision": "bf16-mixed"}
         yield _Idea("compute in bf16, masters in 32 bits", patch, LEARNS_OTHERWISE)
+    if _narrows(config, now):
+        patch = {"train_parameters.precision": "bf16-true"}
+        if train.use_mp:  # short for another precision
+            patch["train_parameters.use_mp"] = False
+        yield _Idea("pure bf16, states too: less accurate", patch, LEARNS_LESS)
     if train.optimizer.name != "SGD":
         sgd: Patch = {"train_parameters.optimizer.name": "SGD"}
         sgd |= {f"train_parameters.optimizer.{key}": None for key in ("betas", "eps", "kwargs")}
@@ -195,7 +200,14 @@ def _more_gpus(config: Config, now: Outlook, factor: int, besides: Patch) -> Ite
 
 
 def _bf16(now: Outlook) -> bool:
-    return now.hardware.gpu is not None and now.hardware.gpu.has_bf16
+    return now.hardware.gpu is None or now.hardware.gpu.has_bf16
+
+
+def _narrows(config: Config, now: Outlook) -> bool:
+    """Whether pure bf16 saves anything: beside adapters, the weights are in the compute type."""
+    train = config.train_parameters
+    precision, adapters = train.effective_precision, train.lora_peft_config is not None
+    return _bf16(now) and precision != "bf16-true" and (precision == "32-true" or not adapters)
 
 
 def _given(config: Config, patch: Patch) -> Patch:
@@ -224,6 +236,14 @@ def patched(config: Config, patch: Patch) -> Config:
         else:
             section[name] = value
     return Config.model_validate(values)
+
+
+def told(patch: Patch) -> str:
+    """To be done by hand."""
+    return ", ".join(
+        f"{key}: {'(remove it)' if value is None else yaml_value(value)}"
+        for key, value in patch.items()
+    )
 
 
 def yaml_value(value: Any) -> str:

@@ -24,7 +24,6 @@ UTILISATION = 0.42  # of the peak in half precision, large matrices, no fused ke
 UTILISATION_FULL = 0.7  # in 32 bits, where matrices take longer and the rest counts less
 UTILISATION_SMALL = 0.3  # models below a billion parameters a rank keep a GPU less busy
 SMALL_PARAMETERS = 1e9
-BETWEEN_BYTES = 12.5e9  # a node sends to others: InfiniBand of 100 Gb/s
 BANDWIDTH_SHARE = 0.7
 START_S = 180.0  # from the start of a job to its first step: libraries, weights, the last position
 DISK_BYTES = 1e9  # a second, to a shared file system
@@ -59,8 +58,9 @@ def step_time(
     adapters: Adapters | None,
     work: Work,
     gpu: Gpu,
-    between_bytes: float = BETWEEN_BYTES,
+    between_bytes: float,
 ) -> StepTime:
+    """`between_bytes`: what a node sends to others, a second."""
     compute = work.micro_batches * _compute_s(shape, train, adapters, work, gpu)
     micro, once = _links_s(shape, train, adapters, work, gpu, between_bytes)
     links = work.micro_batches * micro + once

@@ -17,7 +17,7 @@ import yaml
 from vectorlm.config.load import load_config
 from vectorlm.errors import ConfigError
 from vectorlm.files import sync_folder, write_synced
-from vectorlm.plan.changes import Patch, patched, yaml_value
+from vectorlm.plan.changes import Patch, patched, told, yaml_value
 
 
 def apply(path: str, overrides: Sequence[str], patch: Patch) -> None:
@@ -36,13 +36,9 @@ def apply(path: str, overrides: Sequence[str], patch: Patch) -> None:
         os.replace(unfinished, target)
         sync_folder(target.parent)
     except (OSError, ValueError, yaml.YAMLError, ConfigError) as error:
-        lines = "; ".join(
-            f"{key}: {'(remove it)' if value is None else yaml_value(value)}"
-            for key, value in patch.items()
-        )
         raise ConfigError(
             f"plan --apply: {path} could not be changed ({error}); it is as it was. Change it by "
-            f"hand: {lines}"
+            f"hand: {told(patch)}"
         ) from error
     finally:
         unfinished.unlink(missing_ok=True)

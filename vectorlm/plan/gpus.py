@@ -28,6 +28,10 @@ class Gpu:
     has_bf16: bool = True
     assumed: str = ""
 
+    @property
+    def is_amd(self) -> bool:
+        return self.name.startswith("MI")
+
     def peak_flops(self, precision: Precision) -> float:
         return 1e12 * (self.full_tflops if precision == "32-true" else self.half_tflops)
 

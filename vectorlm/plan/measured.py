@@ -27,6 +27,11 @@ class Run:
 
 def read_run(folder: Path, gpu: Gpu | None) -> Run:
     """The highest memory that the run logged; its configuration as its newest checkpoint has it."""
+    if not folder.is_dir():
+        raise ConfigError(
+            f"plan --calibrate: {folder} is not a folder here; give the output_dir of a run that "
+            "has logged a step on a GPU"
+        )
     measured = [line["memory_gib"] for line in _lines(folder / METRICS) if "memory_gib" in line]
     if not measured:
         raise ConfigError(

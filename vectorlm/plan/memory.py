@@ -10,6 +10,7 @@ type.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -30,6 +31,27 @@ PARTS = (
     "communication",
     "step",
 )
+
+
+# What a simulation tells apart, which sees blocks begin and end; and what is within it.
+BEGINNING, FORWARD_END = "beginning of the forward pass", "end of the forward pass"
+LOSS, BACKWARD_END = "backward of the loss", "end of the backward pass"
+OPTIMIZER_STEP = "the optimizer's step"
+_WITHIN = {
+    "in the loss": FORWARD_END,
+    "gathering the head": LOSS,
+    "backward of the head": LOSS,
+    "reducing the gradients of the blocks": "backward of the blocks",
+    "backward of the embedding": BACKWARD_END,
+    "reducing the gradients of the root": BACKWARD_END,
+}
+
+
+def stage(moment: str) -> str:
+    """As the formulas and the simulation both tell a moment. Blocks are alike, and a byte decides
+    in which of them the peak comes: so they have no number."""
+    plain = re.sub(r"block \d+( of \d+)?", "the blocks", moment)
+    return _WITHIN.get(plain, plain)
 
 
 @dataclass(frozen=True)
@@ -258,7 +280,7 @@ class _Step:
         arrived = self.root_bytes if self.group > 1 else 0
         first = self.block_gathered if self.group > 1 else 0
         return self._moment(
-            "beginning of the forward pass",
+            BEGINNING,
             self.gradients(0),
             activations=self.constant + self.tokens.count * self.shape.hidden * self.c,
             logits=0,
@@ -274,7 +296,7 @@ class _Step:
         capped = 2 * logits if self.shape.logits_capped else 0
         stays = self.stays(layers)
         yield self._moment(
-            "end of the forward pass",
+            FORWARD_END,
             self.gradients(0),
             activations=activations,
             logits=logits + capped,
@@ -290,7 +312,7 @@ class _Step:
             communication=held,
         )
         yield self._moment(
-            "backward of the loss",
+            LOSS,
             self.gradients(0),
             activations=activations,
             logits=3 * wide + capped // 2,
@@ -366,7 +388,7 @@ class _Step:
         )
         own = self.trained * self.m // self.group
         yield self._moment(
-            "the optimizer's step",
+            OPTIMIZER_STEP,
             own,
             activations=0,
             logits=0,

@@ -15,10 +15,10 @@ from vectorlm.errors import DataError
 from vectorlm.manifest import Manifest, read_manifest
 from vectorlm.plan.calibration import correction
 from vectorlm.plan.disk import disk, host_bytes
-from vectorlm.plan.duration import BETWEEN_BYTES, StepTime, Work, least_start_s, requeues, step_time
+from vectorlm.plan.duration import StepTime, Work, least_start_s, requeues, step_time
 from vectorlm.plan.gpus import GIB, KNOWN, Gpu, find_gpu
 from vectorlm.plan.lora import adapters_of
-from vectorlm.plan.memory import Load, Memory, choose_kernel, peak, shard_group
+from vectorlm.plan.memory import Load, Memory, choose_kernel, peak, shard_group, stage
 from vectorlm.plan.optimizers import NOT_ON_SHARDS, NOT_USABLE
 from vectorlm.plan.shapes import ModelShape, read_shape
 from vectorlm.steps import Steps
@@ -26,7 +26,7 @@ from vectorlm.steps import Steps
 CONTEXT_BYTES = int(0.6 * GIB)  # CUDA's context and the libraries' kernels
 LIBRARY_BYTES = int(0.15 * GIB)  # cuBLAS and its kin
 NCCL_BYTES = int(0.5 * GIB)  # buffers of one group of ranks
-FRAGMENTS = 0.04  # of what comes and goes, lost between blocks of other sizes
+FRAGMENTS = 0.04  # of what comes and goes, lost in gaps between blocks of other sizes
 # A verdict needs more room, or more lack of it, than these shares of what comes and goes and of
 # all, and what drivers differ by.
 DOUBT = 0.03
@@ -34,6 +34,7 @@ ROUGH_DOUBT = 0.2
 DOUBT_OF_ALL = 0.005
 DRIVER_BYTES = GIB // 4
 WAITS = 0.3  # of a step: more of it is worth a word
+CLOSE = "too close to call: "
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,15 @@ class Outlook:
     def needed_bytes(self) -> int:
         """What has to be there for the peak to fit without luck."""
         return self.peak_bytes + self.margin_bytes
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        return self.tokens_per_step / self.seconds_per_step if self.seconds_per_step else None
+
+    @property
+    def hours_per_billion_tokens(self) -> float | None:
+        rate = self.tokens_per_second
+        return 1e9 / rate / 3600 if rate else None
 
 
 def make_outlook(
@@ -159,11 +169,11 @@ class _Outlook:
             obstacle=obstacle,
             peak_bytes=memory.peak_bytes,
             breakdown=memory.breakdown,
-            moment=memory.moment,
+            moment=stage(memory.moment),
             margin_bytes=margin,
             doubt_bytes=doubt,
             capacity_bytes=self.gpu.memory_bytes if self.gpu else None,
-            host_bytes=host_bytes(shape, train, self.adapters, hardware.ranks_per_node),
+            host_bytes=self._host(memory),
             disk_bytes=written.total_bytes,
             checkpoint_bytes=written.checkpoint_bytes,
             final_bytes=written.final_bytes,
@@ -188,12 +198,17 @@ class _Outlook:
     # --- memory -----------------------------------------------------------------------------------
 
     def _corrected(self, memory: Memory) -> Memory:
-        factor = correction(self.gpu) if self.gpu and self.corrects else None
-        if factor is None:
+        if self.gpu is None or not self.corrects:
             return memory
-        assert self.gpu
+        factor = correction(self.gpu)
+        if factor is None:
+            self.notes.append(
+                f"step time and margin are formulas, not yet measured on {self.gpu.name}"
+            )
+            return memory
         self.notes.append(
-            f"memory is corrected by {factor - 1:+.1%}, as measured on {self.gpu.name}"
+            f"memory is corrected by {factor - 1:+.1%}, as measured on {self.gpu.name}; step time "
+            "is a formula"
         )
         parts = {name: round(size * factor) for name, size in memory.breakdown.items()}
         return replace(memory, peak_bytes=sum(parts.values()), breakdown=parts)
@@ -226,9 +241,19 @@ class _Outlook:
         if abs(spare) > doubt:
             return spare > 0, ""
         return None, (
-            f"too close to call: {abs(spare) / GIB:.1f} GiB "
-            f"{'to spare' if spare >= 0 else 'too much'}, and the estimate may be off by "
-            f"{doubt / GIB:.1f} GiB"
+            f"{CLOSE}{abs(spare) / GIB:.2f} GiB {'to spare' if spare >= 0 else 'too much'}, and "
+            f"the estimate may be off by {doubt / GIB:.2f} GiB"
+        )
+
+    def _host(self, memory: Memory) -> int:
+        """A run that asks Slurm for no GPUs trains in the host's memory."""
+        slurm = self.config.slurm
+        on_gpus = self.gpu is not None or slurm is None or slurm.gpus_per_node > 0
+        libraries = host_bytes(
+            self.shape, self.train, self.adapters, self.hardware.ranks_per_node, on_gpus
+        )
+        return (
+            libraries if on_gpus else libraries + memory.peak_bytes * self.hardware.ranks_per_node
         )
 
     def _obstacle(self, trained: int) -> str:
@@ -247,6 +272,11 @@ class _Outlook:
     def _note(self, memory: Memory) -> None:
         if self.gpu and self.gpu.assumed:
             self.notes.append(self.gpu.assumed)
+        if self.gpu and self.gpu.is_amd:
+            self.notes.append(
+                f"{self.gpu.name} is planned with kernels as fast and as sparing as NVIDIA's "
+                "(fused optimizers, flash attention); nothing was ever measured there"
+            )
         if self.shape.rough:
             self.notes.append(
                 f"the family {self.shape.model_type} is not known here and is taken for a Llama: "
@@ -262,9 +292,14 @@ class _Outlook:
     def _note_waits(self, time: StepTime | None) -> None:
         if time and time.waits_s > WAITS * time.total_s:
             self.notes.append(
-                f"{time.waits_s / time.total_s:.0%} of a step waits for links, between nodes "
-                f"taken to be {BETWEEN_BYTES / 1e9:.1f} GB/s a node: --compare shows other ways to "
-                "share"
+                f"{time.waits_s / time.total_s:.0%} of a step waits for links: --compare shows "
+                "other ways to share"
+            )
+        slurm = self.config.slurm
+        if time and slurm and slurm.nodes > 1 and "node_gbit_per_s" not in slurm.model_fields_set:
+            self.notes.append(
+                f"a node is taken to send {slurm.node_gbit_per_s} Gbit/s to others; if that is not "
+                "so, set slurm.node_gbit_per_s (`vectorlm preflight` measures it)"
             )
 
     def _note_requeues(self, again: int | None, checkpoint_bytes: int) -> None:
@@ -281,7 +316,8 @@ class _Outlook:
             )
         elif slurm and again > slurm.max_requeues:
             self.notes.append(
-                f"it needs {again} requeues, and slurm.max_requeues is {slurm.max_requeues}"
+                f"it needs {counted(again, 'requeue')}, and slurm.max_requeues is "
+                f"{slurm.max_requeues}"
             )
 
     # --- time -------------------------------------------------------------------------------------
@@ -310,7 +346,9 @@ class _Outlook:
             self.hardware.ranks,
             self.hardware.ranks_per_node,
         )
-        return step_time(self.shape, self.train, self.adapters, work, self.gpu)
+        slurm = self.config.slurm
+        between = slurm.node_bytes_per_s if slurm else math.inf  # without it, there is one node
+        return step_time(self.shape, self.train, self.adapters, work, self.gpu, between)
 
     def _steps(self) -> int | None:
         if self.manifest is None or not self.manifest.rows:
@@ -318,6 +356,10 @@ class _Outlook:
         batch = self.rows * self.train.gradient_accumulation_steps * self.hardware.ranks
         steps = Steps(self.manifest.rows, batch, self.train.epochs)
         return math.ceil(steps.per_epoch * self.train.epochs)
+
+
+def counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def _manifest(config: Config) -> tuple[Manifest | None, list[str]]:

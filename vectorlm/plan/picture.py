@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +17,8 @@ from rich.text import Text
 
 from vectorlm.plan.changes import Change
 from vectorlm.plan.gpus import GIB
-from vectorlm.plan.outlook import Outlook
+from vectorlm.plan.memory import stage
+from vectorlm.plan.outlook import CLOSE, Outlook, counted
 from vectorlm.plan.simulated import Simulated
 
 BAR = 60
@@ -37,13 +39,13 @@ _WORDS = {
     "step": "the optimizer's temporaries",
     "logits": "logits and loss",
     "communication": "gathered weights, gradients on their way",
-    MARGIN: "CUDA, libraries, lost between blocks",
+    MARGIN: "margin: CUDA, libraries, fragmentation",
 }
 
 
 def show(outlook: Outlook, console: Console) -> None:
-    console.print(_title(outlook))
-    console.print(_verdict(outlook))
+    console.print(_title(outlook), soft_wrap=True)
+    console.print(_verdict(outlook), soft_wrap=True)
     console.print()
     _memory(outlook, console)
     console.print()
@@ -63,7 +65,7 @@ def show_changes(changes: Sequence[Change], console: Console) -> None:
             change.title,
             f"{gib(change.outlook.needed_bytes):.1f}",
             _share(change.slower),
-            _answer(change.fits),
+            _answer(change.outlook),
         )
     console.print(table)
     for number, change in enumerate(changes, 1):
@@ -72,16 +74,15 @@ def show_changes(changes: Sequence[Change], console: Console) -> None:
 
 
 def show_comparison(rows: Sequence[tuple[str, Outlook]], console: Console) -> None:
-    table = _table("strategy", "GiB a GPU", "s a step", "tokens a s", "fits")
+    table = _table("strategy", "GiB a GPU", "a step", "tokens/s", "fits")
     for name, outlook in rows:
-        seconds = outlook.seconds_per_step
-        rate = f"{outlook.tokens_per_step / seconds:,.0f}" if seconds else "?"
+        seconds, rate = outlook.seconds_per_step, outlook.tokens_per_second
         table.add_row(
             name,
             f"{gib(outlook.needed_bytes):.1f}",
-            f"{seconds:.2f}" if seconds else "?",
-            rate,
-            _answer(outlook.fits),
+            span(seconds) if seconds else "?",
+            f"{rate:,.0f}" if rate else "?",
+            _answer(outlook),
         )
     console.print(table)
 
@@ -95,6 +96,7 @@ def to_json(outlook: Outlook, **more: Any) -> str:
         "breakdown_gib": {name: gib(size) for name, size in outlook.breakdown.items()},
         "moment": outlook.moment,
         "margin_gib": gib(outlook.margin_bytes),
+        "needed_gib": gib(outlook.needed_bytes),
         "doubt_gib": gib(outlook.doubt_bytes),
         "capacity_gib": None if outlook.capacity_bytes is None else gib(outlook.capacity_bytes),
         "gpu": hardware.gpu.name if hardware.gpu else None,
@@ -114,6 +116,8 @@ def to_json(outlook: Outlook, **more: Any) -> str:
         "steps": outlook.steps,
         "time_s": dataclasses.asdict(outlook.time) if outlook.time else None,
         "seconds_per_step": outlook.seconds_per_step,
+        "tokens_per_second": outlook.tokens_per_second,
+        "hours_per_billion_tokens": outlook.hours_per_billion_tokens,
         "hours": outlook.hours,
         "requeues": outlook.requeues,
         "gpu_hours": outlook.gpu_hours,
@@ -123,10 +127,10 @@ def to_json(outlook: Outlook, **more: Any) -> str:
 
 
 def show_simulated(outlook: Outlook, simulated: Simulated, console: Console) -> None:
-    found, planned = gib(simulated.peak_bytes), gib(outlook.peak_bytes)
+    found, planned = simulated.peak_bytes, outlook.peak_bytes
     console.print(
-        f"simulated: {found:.2f} GiB, in the {simulated.moment}; the formulas above say "
-        f"{planned:.2f} GiB ({planned / found - 1:+.1%})",
+        f"simulated: {_sum(found, outlook)}, in the {stage(simulated.moment)}; the formulas' peak "
+        f"is {planned / found - 1:+.1%} off",
         soft_wrap=True,
     )
 
@@ -135,7 +139,7 @@ def simulated_values(simulated: Simulated) -> dict[str, Any]:
     return {
         "peak_gib": gib(simulated.peak_bytes),
         "breakdown_gib": {name: gib(size) for name, size in simulated.breakdown.items()},
-        "moment": simulated.moment,
+        "moment": stage(simulated.moment),
     }
 
 
@@ -158,9 +162,10 @@ def gib(size_bytes: float) -> float:
 
 def _title(outlook: Outlook) -> Text:
     hardware = outlook.hardware
-    name = hardware.gpu.name if hardware.gpu else "GPU"
-    nodes = hardware.ranks // hardware.ranks_per_node
-    where = f"{hardware.ranks_per_node} x {name}" + (f" on each of {nodes} nodes" * (nodes > 1))
+    number = hardware.ranks_per_node
+    nodes = hardware.ranks // number
+    where = f"{number} x {hardware.gpu.name}" if hardware.gpu else counted(number, "GPU")
+    where += f" on each of {nodes} nodes" * (nodes > 1)
     trained = ""
     if outlook.trained_parameters != outlook.parameters:
         trained = f", {outlook.trained_parameters:,} trained"
@@ -168,17 +173,31 @@ def _title(outlook: Outlook) -> Text:
 
 
 def _verdict(outlook: Outlook) -> Text:
-    needed = gib(outlook.needed_bytes)
     if outlook.obstacle:
         return Text(f"WILL NOT RUN: {outlook.obstacle}", style="bold red")
     if outlook.capacity_bytes is None:
-        return Text(f"Needs {needed:.1f} GiB a GPU; {outlook.why_open}")
-    have = f"{needed:.1f} of {gib(outlook.capacity_bytes):.1f} GiB a GPU"
+        return Text(f"Needs {_sum(outlook.peak_bytes, outlook)}; {outlook.why_open}")
+    have = _sum(outlook.peak_bytes, outlook)
     if outlook.fits is None:
-        return Text(f"TOO CLOSE TO CALL: {have}; {outlook.why_open}", style="bold yellow")
+        why = outlook.why_open.removeprefix(CLOSE)
+        return Text(f"TOO CLOSE TO CALL: {have}; {why}", style="bold yellow")
     if outlook.fits:
         return Text(f"FITS: {have}", style="bold green")
     return Text(f"DOES NOT FIT: {have}", style="bold red")
+
+
+def _sum(peak_bytes: int, outlook: Outlook) -> str:
+    """Rounded so that it adds up for whoever looks at it."""
+    peak, margin = rounded([peak_bytes, outlook.margin_bytes])
+    room = outlook.capacity_bytes
+    of = "" if room is None else f" of {room / GIB:.2f} GiB"
+    return f"peak {peak:.2f} GiB + margin {margin:.2f} GiB = {peak + margin:.2f} GiB{of} a GPU"
+
+
+def rounded(sizes_bytes: Sequence[int]) -> list[float]:
+    """GiB in hundredths that add up to their rounded sum."""
+    sums = [round(total / GIB, 2) for total in itertools.accumulate(sizes_bytes, initial=0)]
+    return [round(after - before, 2) for before, after in itertools.pairwise(sums)]
 
 
 def _memory(outlook: Outlook, console: Console) -> None:
@@ -190,9 +209,9 @@ def _memory(outlook: Outlook, console: Console) -> None:
         parts[FREE] = room - outlook.needed_bytes
     console.print(bar(parts, whole, room, console.is_terminal))
     table = Table(box=None, show_header=False, padding=(0, 1))
-    for name, size in parts.items():
+    for name, size in zip(parts, rounded(list(parts.values())), strict=True):
         sign = _sign(name, console.is_terminal)
-        table.add_row(sign, _WORDS.get(name, name), Text(f"{gib(size):8.2f} GiB"))
+        table.add_row(sign, _WORDS.get(name, name), Text(f"{size:8.2f} GiB"))
     console.print(table)
     console.print(Text(f"peak: {outlook.moment}; attention {outlook.kernel}"), soft_wrap=True)
 
@@ -218,15 +237,13 @@ def _sign(name: str, colours: bool) -> Text:
 
 def _facts(outlook: Outlook) -> Table:
     table = Table(box=None, show_header=False, padding=(0, 1))
-    known = outlook.seconds_per_step is not None
+    learned = outlook.supervised_tokens
     rows = [
         ("a step", f"{outlook.tokens_per_step:,} tokens" + _seconds(outlook)),
+        ("speed", _speed(outlook)),
         ("steps", f"{outlook.steps:,}" if outlook.steps else ""),
-        (
-            "learned a pass",
-            f"{outlook.supervised_tokens:,} tokens" if outlook.supervised_tokens else "",
-        ),
-        ("in all", _hours(outlook) if outlook.hours is not None and known else ""),
+        ("learned", f"{learned:,} tokens in each pass over the data" if learned else ""),
+        ("in all", _hours(outlook)),
         (
             "disk",
             f"{_gib(outlook.disk_bytes)}, of that a checkpoint "
@@ -245,17 +262,41 @@ def _seconds(outlook: Outlook) -> str:
     if outlook.time is None:
         return ""
     time = outlook.time
-    parts = [f"{time.compute_s:.2f} computing"]
+    parts = [f"{span(time.compute_s)} computing"]
     if time.links_s:
-        parts.append(f"{time.waits_s:.2f} waiting for links")
-    return f" in {time.total_s:.2f} s ({', '.join(parts)}, {time.update_s:.2f} updating)"
+        parts.append(f"{span(time.waits_s)} waiting for links")
+    return f" in {span(time.total_s)} ({', '.join(parts)}, {span(time.update_s)} updating)"
+
+
+def _speed(outlook: Outlook) -> str:
+    rate, hours = outlook.tokens_per_second, outlook.hours_per_billion_tokens
+    if rate is None or hours is None:
+        return ""
+    return f"{rate:,.0f} tokens/s, {span(hours * 3600)} for a billion tokens"
 
 
 def _hours(outlook: Outlook) -> str:
-    again = f", {outlook.requeues} requeues" if outlook.requeues else ""
+    if outlook.hours is None or outlook.gpu_hours is None:
+        return ""
+    again = f", {counted(outlook.requeues, 'requeue')}" if outlook.requeues else ""
     if outlook.requeues is None:
         again = " of training, and no end"
-    return f"{outlook.hours:,.1f} hours{again}, {outlook.gpu_hours:,.1f} GPU hours"
+    spent = outlook.gpu_hours
+    gpu_hours = f"{spent:,.1f}" if spent >= 0.1 else f"{spent:.2f}"
+    return f"{span(outlook.hours * 3600)}{again}, {gpu_hours} GPU hours"
+
+
+def span(seconds: float) -> str:
+    """A time as one would say it."""
+    if seconds < 1e-4:
+        return "under 0.1 ms"
+    if seconds < 0.1:
+        return f"{seconds * 1e3:.1f} ms"
+    if seconds < 119.5:
+        return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.0f} s"
+    if seconds < 3570:
+        return f"{seconds / 60:.0f} minutes"
+    return f"{seconds / 3600:,.1f} hours"
 
 
 def _gib(size_bytes: int) -> str:
@@ -268,8 +309,10 @@ def _share(slower: float | None) -> str:
     return "as now" if abs(slower - 1) < 0.005 else f"x {slower:.2f}"
 
 
-def _answer(fits: bool | None) -> str:
-    return "?" if fits is None else "yes" if fits else "no"
+def _answer(outlook: Outlook) -> str:
+    if outlook.fits is None:
+        return "?" if outlook.capacity_bytes is None else "close"
+    return "yes" if outlook.fits else "no"
 
 
 def _table(*columns: str) -> Table:

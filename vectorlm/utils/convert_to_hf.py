@@ -7,7 +7,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from vectorlm.cli import add_config_arguments, run_door
+from vectorlm.cli import Parser, add_config_arguments, run_door
 from vectorlm.config.load import load_config
 
 
@@ -33,8 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="convert_to_hf", description="Write the trained model as a Hugging Face folder."
+    parser = Parser(
+        prog="vectorlm convert", description="Write the trained model as a Hugging Face folder."
     )
     add_arguments(parser)
     arguments = parser.parse_args(argv)
