@@ -336,8 +336,7 @@ def _train(job: Job, ranks: Any) -> None:
     )
     batches = [full_batch(job.config)] * train.gradient_accumulation_steps
     for _ in range(2):
-        trainer.accumulate(Group(batches, Position()))
-        trainer.update()
+        trainer.step(Group(batches, Position()))
 
 
 def _watched_on_cpu(work: Callable[[], None]) -> int:

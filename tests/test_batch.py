@@ -71,7 +71,8 @@ def test_a_label_at_the_start_of_a_document_is_never_a_target() -> None:
 def test_another_ignore_index() -> None:
     made = Batch.from_rows([row([5, 6], [7, 8], ignore_index=-1)], -1)
     assert made.targets.tolist() == [[6, -1, 8, -1]]
-    assert made.padded()[1].tolist() == [[6, -1], [8, -1]]
+    assert made.padded()[1].tolist() == [0, 2]
+    assert made.learned_targets.tolist() == [6, 8]
     assert made.supervised_tokens == 2
 
 
@@ -81,29 +82,25 @@ def test_a_batch_without_rows_learns_nothing() -> None:
     assert empty.targets.tolist() == [[IGNORE]]
     assert empty.bounds == (0, 1)
     assert (empty.supervised_tokens, empty.tokens, empty.longest) == (0, 0, 1)
-    assert empty.padded()[1].tolist() == [[IGNORE]]
+    assert empty.padded()[1].tolist() == empty.learned.tolist() == []
 
 
 def test_padded_documents(batch: Batch) -> None:
-    input_ids, targets = batch.padded()
+    input_ids, learned = batch.padded()
     assert input_ids.tolist() == [[5, 6, 7, 0], [8, 0, 0, 0], [9, 10, 0, 0], [11, 12, 13, 14]]
-    none = IGNORE
-    assert targets.tolist() == [
-        [6, 7, none, none],
-        [none] * 4,
-        [10, none, none, none],
-        [12, 13, 14, none],
-    ]
+    assert learned.tolist() == [0, 1, 8, 12, 13, 14]
+    assert batch.learned_targets.tolist() == [6, 7, 10, 12, 13, 14]
 
 
-def test_padding_keeps_every_supervised_token(batch: Batch) -> None:
-    flat, padded = batch.targets.flatten(), batch.padded()[1].flatten()
-    assert flat[flat != IGNORE].tolist() == padded[padded != IGNORE].tolist()
+def test_learned_are_the_places_of_targets(batch: Batch) -> None:
+    flat = batch.targets[0]
+    assert batch.learned.tolist() == [i for i, target in enumerate(flat) if target != IGNORE]
+    assert batch.supervised_tokens == len(batch.learned_targets) == 6
 
 
 def test_moving_keeps_everything(batch: Batch) -> None:
     moved = batch.to(torch.device("cpu"))
-    for name in ("input_ids", "targets", "position_ids", "starts"):
+    for name in ("input_ids", "targets", "position_ids", "starts", "learned"):
         assert torch.equal(getattr(moved, name), getattr(batch, name))
     assert (moved.bounds, moved.longest, moved.tokens) == (batch.bounds, batch.longest, 10)
 

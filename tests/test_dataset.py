@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from tests.tiny import write_rows
-from vectorlm.batch import Row
+from vectorlm.batch import Batch, Row
 from vectorlm.dataset import Dataset, Rows
 from vectorlm.errors import DataError
 from vectorlm.steps import Position, Steps
@@ -148,6 +149,10 @@ def test_rows_across_record_batches(tmp_path: Path) -> None:
     rows = Rows(table)
     assert len(rows) == 9
     assert [rows[i].input_ids.tolist() for i in range(9)] == [[i] * (i + 1) for i in range(9)]
+    assert rows.lengths().tolist() == rows.longest_documents().tolist() == list(range(1, 10))
+    later = Rows(table.slice(2, 5))
+    assert [later[i].labels.tolist() for i in range(5)] == [[i] * (i + 1) for i in range(2, 7)]
+    assert later.longest_documents().tolist() == list(range(3, 8))
 
 
 def test_the_fingerprint_is_that_of_the_data(folder: Path, tmp_path: Path) -> None:
@@ -195,3 +200,86 @@ def test_an_empty_folder_is_refused(folder: Path, tmp_path: Path) -> None:
     (empty / "manifest.json").write_text(json.dumps(manifest | {"rows": 0}))
     with pytest.raises(DataError, match="holds no rows"):
         opened(empty)
+
+
+# --- the order by length ---------------------------------------------------------------------
+
+
+LENGTHS = [1 + (7 * i) % 8 for i in range(ROWS)]  # each of 1 to 8
+
+
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Row i holds the token 10 + i, as often as `LENGTHS` says."""
+    rows = [[[10 + i] * length] for i, length in enumerate(LENGTHS)]
+    return write_rows(tmp_path_factory.mktemp("uneven") / "data", rows, MAX_SEQ_LEN)
+
+
+def learned_rows(data: Dataset, position: Position) -> list[list[int]]:
+    """The rows of each step from `position`."""
+    return [
+        [int(row[0]) - 10 for batch in group.batches for row in documents(batch)]
+        for group in data.groups(Steps(ROWS, BATCH, epochs=2), position)
+    ]
+
+
+def documents(batch: Batch) -> list[list[int]]:
+    tokens = batch.input_ids[0].tolist()
+    return [tokens[a:b] for a, b in pairwise(batch.bounds)] if batch.tokens else []
+
+
+def test_the_longest_rows_come_first(uneven: Path) -> None:
+    data = opened(uneven, longest_first=True)
+    first, *others = learned_rows(data, Position())
+    assert [LENGTHS[row] for row in first] == sorted(LENGTHS, reverse=True)[:BATCH]
+    assert sorted(row for step in [first, *others] for row in step) == list(range(ROWS))
+    plain = [row for step in learned_rows(opened(uneven), Position()) for row in step]
+    assert [row for step in others for row in step] == [row for row in plain if row not in first]
+    assert learned_rows(data, Position(1)) == learned_rows(opened(uneven), Position(1))
+
+
+def test_of_rows_as_long_the_longest_document_counts(tmp_path: Path) -> None:
+    cuts = (4, 1, 3, 2, 7, 6)
+    rows = [[[10 + i] * cut, [10 + i] * (8 - cut)] for i, cut in enumerate(cuts)]
+    data = opened(write_rows(tmp_path / "data", rows, MAX_SEQ_LEN), longest_first=True)
+    assert data.rows.longest_documents().tolist() == [4, 7, 5, 6, 7, 6]
+    order = data.order(0, 4).tolist()
+    assert set(order[:2]) == {1, 4}
+    assert set(order[2:4]) == {3, 5}
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_grouped_rows_do_not_depend_on_ranks(uneven: Path, ranks: int) -> None:
+    settings = {"group_by_length": True, "longest_first": True}
+    alone = learned_rows(opened(uneven, **settings), Position())
+    each = [learned_rows(opened(uneven, r, ranks, **settings), Position()) for r in range(ranks)]
+    together = [sorted(n for part in parts for n in part) for parts in zip(*each, strict=True)]
+    assert together == [sorted(step) for step in alone]
+    spans = [
+        max(found) - min(found) for step in alone[:-1] for found in [[LENGTHS[n] for n in step]]
+    ]
+    assert max(spans) <= 3
+    assert sorted(row for step in alone for row in step) == list(range(ROWS))
+
+
+def test_a_grouped_order_goes_on_at_a_position(uneven: Path) -> None:
+    data = opened(uneven, group_by_length=True, longest_first=True)
+    whole = learned_rows(data, Position())
+    for done in range(1, len(whole)):
+        assert learned_rows(data, Position(0, done * BATCH)) == whole[done:]
+
+
+def test_the_run_goes_on_over_epochs(uneven: Path) -> None:
+    data, steps = opened(uneven, longest_first=True), Steps(ROWS, BATCH, epochs=3)
+    places = [group.after for group in data.groups_to_the_end(steps, Position(0, 18))]
+    assert len(places) == 1 + 2 * steps.per_epoch == steps.remaining(Position(0, 18))
+    assert places[-1] == Position(3, 0)
+    assert not list(data.groups_to_the_end(steps, Position(3, 0)))
+
+
+def test_lengths_are_known_without_reading_rows(
+    uneven: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Rows, "__getitem__", None)
+    rows = opened(uneven).rows
+    assert rows.lengths().tolist() == rows.longest_documents().tolist() == LENGTHS

@@ -120,6 +120,17 @@ def test_plain_lines_where_there_is_no_terminal(
     )
 
 
+@pytest.mark.parametrize(("waited_s", "told"), [(0.0, False), (0.019, False), (0.16, True)])
+def test_waiting_for_data_is_told_where_it_counts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], waited_s: float, told: bool
+) -> None:
+    made = metrics(tmp_path)
+    made.start(0, 8)
+    made.log(values(1, data_wait_s=waited_s))  # of 2 seconds
+    made.close()
+    assert ("  waited 0.2 s for data  ETA" in capsys.readouterr().out) == told
+
+
 def test_the_last_line_promises_no_more_time(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -162,6 +162,9 @@ def open_data(
             max_seq_len=train.max_seq_len,
             ignore_index=dataset.ignore_index,
             seed=train.seed,
+            longest_first=dataset.longest_first,
+            group_by_length=dataset.group_by_length,
+            pinned=ranks.device.type == "cuda",
         )
 
     data = opened(dataset.train_ds, dataset.train_bs)
@@ -241,6 +244,7 @@ def _facts(config: Config, dataset: DatasetConfig, trainer: Trainer, start: Star
         f"model {config.model}: {every:,} parameters, {trained:,} trained",
         f"{ranks.world} ranks on {device}: {train.sharding_strategy}, {train.effective_precision}",
         f"attention: {model.attention.kernel}, {model.attention.reason}",
+        f"loss: {model.head.way}, {model.head.reason}",
         f"data {dataset.train_ds}: {steps.rows:,} rows, {trainer.data.manifest.tokens:,} tokens",
         f"{start.total_steps:,} steps of {steps.global_batch} rows, {train.epochs} epochs of "
         f"{steps.per_epoch:,} steps",

@@ -5,13 +5,13 @@ Rows are laid end to end without padding. Legend: T tokens of the batch, D docum
     input_ids, targets, position_ids   [1, T]   positions restart at each document
     starts                             [D + 1]  where each document starts, and T at the end;
     `bounds` on the host
+    learned                            [N]      where targets are that are learned
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ class Batch:
     targets: torch.Tensor
     position_ids: torch.Tensor
     starts: torch.Tensor
+    learned: torch.Tensor
     bounds: tuple[int, ...]
     longest: int
     supervised_tokens: int
@@ -50,6 +51,7 @@ class Batch:
         )
         input_ids = np.concatenate([row.input_ids for row in rows]).astype(np.int64)
         targets = _targets(np.concatenate([row.labels for row in rows]), starts, ignore_index)
+        learned = np.flatnonzero(targets != ignore_index)
         sizes = np.diff(starts)
         positions = np.arange(len(input_ids)) - np.repeat(starts[:-1], sizes)
         return cls(
@@ -57,32 +59,50 @@ class Batch:
             targets=torch.from_numpy(targets)[None],
             position_ids=torch.from_numpy(positions.astype(np.int64))[None],
             starts=torch.from_numpy(starts.astype(np.int32)),
+            learned=torch.from_numpy(learned),
             bounds=tuple(starts.tolist()),
             longest=int(sizes.max()),
-            supervised_tokens=int((targets != ignore_index).sum()),
+            supervised_tokens=len(learned),
             tokens=len(input_ids),
             ignore_index=ignore_index,
         )
 
     def to(self, device: torch.device) -> Batch:
+        """On the device; from pinned memory without waiting for it."""
+        return self._moved(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> Batch:
+        """In host memory that a GPU reads by itself."""
+        return self._moved(torch.Tensor.pin_memory)
+
+    def _moved(self, move: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
         return replace(
             self,
-            input_ids=self.input_ids.to(device),
-            targets=self.targets.to(device),
-            position_ids=self.position_ids.to(device),
-            starts=self.starts.to(device),
+            input_ids=move(self.input_ids),
+            targets=move(self.targets),
+            position_ids=move(self.position_ids),
+            starts=move(self.starts),
+            learned=move(self.learned),
         )
 
+    @property
+    def learned_targets(self) -> torch.Tensor:
+        """[N]"""
+        return self.targets[0].index_select(0, self.learned)
+
     def padded(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """(input_ids, targets) as [D, longest], one document a row, padded on the right."""
-        bounds = self.bounds
-        shape = (len(bounds) - 1, self.longest)
-        input_ids = self.input_ids.new_zeros(shape)
-        targets = self.targets.new_full(shape, self.ignore_index)
-        for i, (start, stop) in enumerate(pairwise(bounds)):
-            input_ids[i, : stop - start] = self.input_ids[0, start:stop]
-            targets[i, : stop - start] = self.targets[0, start:stop]
-        return input_ids, targets
+        """input_ids as [D, longest], one document a row, padded on the right; and where in these,
+        flattened, the learned tokens stand.
+        """
+        tokens = torch.arange(
+            len(self.position_ids[0]), dtype=torch.int32, device=self.starts.device
+        )
+        documents = torch.searchsorted(self.starts[1:].contiguous(), tokens, right=True)
+        places = documents * self.longest + self.position_ids[0]
+        shape = (len(self.bounds) - 1, self.longest)
+        input_ids = self.input_ids.new_zeros(shape[0] * shape[1])
+        input_ids[places] = self.input_ids[0]
+        return input_ids.view(shape), places.index_select(0, self.learned)
 
 
 def _targets(labels: np.ndarray, starts: np.ndarray, ignore_index: int) -> np.ndarray:

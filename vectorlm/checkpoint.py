@@ -101,6 +101,14 @@ class Checkpoints:
         self.ranks, self.keep, self.allow_foreign = ranks, keep, allow_foreign
         self.require_folder = require_folder
 
+    def apart(self) -> Checkpoints:
+        """The same, written through lines of their own: from a thread beside the one that
+        trains.
+        """
+        return Checkpoints(
+            self.output_dir, self.ranks.apart(), self.keep, self.allow_foreign, self.require_folder
+        )
+
     def save(self, step: int, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> Path:
         final = self.root / f"step_{step:08d}"
         token = self.ranks.from_first(uuid.uuid4().hex[:12])
@@ -108,7 +116,7 @@ class Checkpoints:
         needed = _whole_bytes(tensors)
         self.ranks.together(lambda: self._prepare(unfinished, needed))
         try:
-            dcp.save(tensors, storage_writer=_Writer(unfinished))
+            dcp.save(tensors, storage_writer=_Writer(unfinished), process_group=self.ranks.group)
             parts = self._everywhere(lambda: self._finish_files(unfinished, state))
             self._everywhere(lambda: self._publish(unfinished, final, parts))
         except (CheckpointException, OSError) as error:

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from vectorlm.batch import Batch
-from vectorlm.data.sampler import epoch_order
+from vectorlm.data.sampler import epoch_order, grouped_by_length, longest_first
 from vectorlm.data.store import MANIFEST_NAME, open_rows, read_manifest
 from vectorlm.errors import DataError
 from vectorlm.row import Row
@@ -37,21 +36,63 @@ class Rows:
     """Random access to the rows of a prepared folder."""
 
     def __init__(self, table: pa.Table) -> None:
-        self._chunks = table.to_batches()
-        self._ends = list(accumulate(chunk.num_rows for chunk in self._chunks))
+        self._chunks = [_Chunk(batch) for batch in table.to_batches()]
+        self._ends = list(accumulate(len(chunk) for chunk in self._chunks))
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
     def __getitem__(self, index: int) -> Row:
-        chunk = bisect_right(self._ends, index)
-        batch = self._chunks[chunk]
-        at = index - (self._ends[chunk] - batch.num_rows)
-        return Row(*(_values(batch, name, at) for name in ("input_ids", "labels", "boundaries")))
+        number = bisect_right(self._ends, index)
+        chunk = self._chunks[number]
+        at = index - (self._ends[number] - len(chunk))
+        return Row(chunk.of("input_ids", at), chunk.of("labels", at), chunk.of("boundaries", at))
+
+    def lengths(self) -> np.ndarray:
+        """The tokens of each row; no row is read for it."""
+        return self._all(lambda chunk: chunk.lengths("input_ids"))
+
+    def longest_documents(self) -> np.ndarray:
+        """The tokens of the longest document of each row."""
+        return self._all(_Chunk.longest_documents)
+
+    def _all(self, number_of: Callable[[_Chunk], np.ndarray]) -> np.ndarray:
+        numbers = [number_of(chunk).astype(np.int64) for chunk in self._chunks if len(chunk)]
+        return np.concatenate(numbers) if numbers else np.zeros(0, np.int64)
 
 
-def _values(batch: pa.RecordBatch, name: str, at: int) -> np.ndarray:
-    return batch.column(name)[at].values.to_numpy()
+class _Chunk:
+    """A record batch, with its columns' offsets and values at hand."""
+
+    def __init__(self, batch: pa.RecordBatch) -> None:
+        self._batch = batch
+        self._columns: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+
+    def __len__(self) -> int:
+        return int(self._batch.num_rows)
+
+    def of(self, name: str, at: int) -> np.ndarray:
+        offsets, values = self._column(name)
+        return values[offsets[at] : offsets[at + 1]]
+
+    def lengths(self, name: str) -> np.ndarray:
+        return np.diff(self._column(name)[0])
+
+    def longest_documents(self) -> np.ndarray:
+        offsets, starts = self._column("boundaries")
+        ends = np.append(starts[offsets[0] + 1 : offsets[-1]], 0)
+        ends[offsets[1:] - offsets[0] - 1] = self.lengths("input_ids")
+        return np.maximum.reduceat(
+            ends - starts[offsets[0] : offsets[-1]], offsets[:-1] - offsets[0]
+        )
+
+    def _column(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        found = self._columns.get(name)
+        if found is None:
+            column = self._batch.column(name)
+            found = column.offsets.to_numpy(), column.values.to_numpy()
+            self._columns[name] = found
+        return found
 
 
 class Dataset:
@@ -67,6 +108,9 @@ class Dataset:
         max_seq_len: int,
         ignore_index: int,
         seed: int,
+        longest_first: bool = False,
+        group_by_length: bool = False,
+        pinned: bool = False,
     ) -> None:
         self.folder = Path(folder)
         self.manifest = read_manifest(self.folder)
@@ -77,6 +121,8 @@ class Dataset:
             raise DataError(f"{self.folder}: holds no rows; nothing can be learned from it")
         self.micro_batch, self.rank, self.ranks = micro_batch, rank, ranks
         self.ignore_index, self.seed = ignore_index, seed
+        self.longest_first, self.group_by_length = longest_first, group_by_length
+        self.pinned = pinned
 
     def _refuse(self, key: str, prepared: int, asked: int) -> None:
         if prepared != asked:
@@ -92,20 +138,44 @@ class Dataset:
         return hashlib.sha256((self.folder / MANIFEST_NAME).read_bytes()).hexdigest()
 
     def batch(self, indices: Sequence[int]) -> Batch:
-        return Batch.from_rows([self.rows[i] for i in indices], self.ignore_index)
+        made = Batch.from_rows([self.rows[i] for i in indices], self.ignore_index)
+        return made.pinned() if self.pinned else made
+
+    def groups_to_the_end(self, steps: Steps, position: Position) -> Iterator[Group]:
+        """The steps from `position` to the end of the run."""
+        while position.epoch < steps.epochs:
+            for group in self.groups(steps, position):
+                position = group.after
+                yield group
 
     def groups(self, steps: Steps, position: Position) -> Iterator[Group]:
         """The steps from `position` to the end of its epoch."""
-        order = epoch_order(len(self.rows), self.seed, position.epoch)
+        order = self.order(position.epoch, steps.global_batch)
         epoch = position.epoch
         while position.epoch == epoch:
             start, stop = steps.step_rows(position)
             position = steps.after(position)
             yield Group(list(self._batches(order, start, stop)), position)
 
-    def _batches(
-        self, order: Sequence[int] | torch.Tensor, start: int, stop: int
-    ) -> Iterator[Batch]:
+    def order(self, epoch: int, step_rows: int) -> np.ndarray:
+        """The rows of an epoch, in the order in which steps of `step_rows` rows learn them."""
+        order = epoch_order(len(self.rows), self.seed, epoch)
+        first = order[:0]
+        if self.longest_first and epoch == 0:
+            order = longest_first(order, self._sizes(), step_rows)
+            first, order = order[:step_rows], order[step_rows:]
+        if self.group_by_length:
+            lengths = self.rows.lengths()
+            order = grouped_by_length(order, lengths, step_rows, self.seed, epoch)
+        return np.concatenate([first, order])
+
+    def _sizes(self) -> np.ndarray:
+        """What rows take of memory, in order: by their tokens, and by the longest document where
+        these are equal.
+        """
+        return self.rows.lengths() * (1 << 32) + self.rows.longest_documents()
+
+    def _batches(self, order: Sequence[int] | np.ndarray, start: int, stop: int) -> Iterator[Batch]:
         for i in range(micro_batches(stop - start, self.micro_batch, self.ranks)):
             part = rank_slice(start, stop, i, self.micro_batch, self.rank, self.ranks)
             yield self.batch([int(row) for row in order[part]])

@@ -8,7 +8,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -32,30 +32,41 @@ class Ranks:
     local_rank: int
     local_world: int
     device: torch.device
+    timeout: timedelta = timedelta(minutes=30)
+    group: dist.ProcessGroup | None = None  # None: the one that all ranks have from the start
 
     @property
     def first(self) -> bool:
         return self.rank == 0
 
     def sum(self, values: Sequence[float]) -> list[float]:
-        """The sums over ranks, in double precision, the same bits everywhere."""
+        """The sums over ranks, in double precision, the same bits everywhere. On the host, so that
+        a GPU is not waited for.
+        """
         tensor = torch.tensor(values, dtype=torch.float64)
-        if self.device.type != "cpu":
-            tensor = tensor.to(self.device)
-        dist.all_reduce(tensor)
+        self.add_up(tensor)
         return tensor.tolist()
+
+    def add_up(self, tensor: torch.Tensor) -> None:
+        """Make it the sum over ranks, where it is."""
+        dist.all_reduce(tensor, group=self.group)
 
     def gather(self, value: T) -> list[T]:
         """What every rank gave, in rank order, on every rank."""
         values: list[Any] = [None] * self.world
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self.group)
         return values
 
     def from_first(self, value: T) -> T:
         """What the first rank gave."""
         values = [value]
-        dist.broadcast_object_list(values, src=0)
+        dist.broadcast_object_list(values, src=0, group=self.group)
         return values[0]
+
+    def apart(self) -> Ranks:
+        """The same ranks on lines of their own, for a thread beside the one that trains."""
+        group = dist.new_group(timeout=self.timeout, backend="gloo")
+        return replace(self, device=torch.device("cpu"), group=group)
 
     def say_once(self, text: str, say: Callable[[str], None]) -> None:
         """Ranks that fail alike say so once, and none leaves before it is said: with the first to
@@ -136,7 +147,7 @@ def connect(timeout_minutes: int) -> Ranks:
             "MASTER_ADDR, MASTER_PORT and the network interface (GLOO_SOCKET_IFNAME, "
             "NCCL_SOCKET_IFNAME)"
         ) from error
-    return Ranks(rank, world, local_rank, local_world, device)
+    return Ranks(rank, world, local_rank, local_world, device, timeout)
 
 
 def _meet(rank: int, world: int, timeout: timedelta) -> dist.Store:

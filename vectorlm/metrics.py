@@ -27,6 +27,7 @@ from vectorlm.errors import ConfigError
 
 METRICS = "metrics.jsonl"
 WANDB_ID = "wandb_run_id"
+TOLD_WAIT = 0.01  # share of the time that training waits for data, above which the line says so
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,8 @@ class Metrics:
             parts.append(f"MFU {values['mfu']:.1%}")
         if "memory_gib" in values:
             parts.append(f"memory {values['memory_gib']:.1f} GiB")
+        if values.get("data_wait_s", 0) > TOLD_WAIT * values["seconds"]:
+            parts.append(f"waited {values['data_wait_s']:.1f} s for data")
         if values["steps"] and step < self._total:
             left = values["seconds"] / values["steps"] * (self._total - step)
             parts.append(f"ETA {timedelta(seconds=round(left))}")

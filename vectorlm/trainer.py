@@ -10,23 +10,38 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from vectorlm.background import Ahead
 from vectorlm.batch import Batch
 from vectorlm.checkpoint import Checkpoints
 from vectorlm.config.schema import TrainParameters
 from vectorlm.dataset import Dataset, Group
 from vectorlm.distributed import Ranks
-from vectorlm.errors import TrainingError
+from vectorlm.errors import DataError, TrainingError
 from vectorlm.metrics import Metrics
 from vectorlm.model.causal import CausalModel
 from vectorlm.optim import Schedule
+from vectorlm.saver import Saver
 from vectorlm.steps import Position, Steps
 from vectorlm.stop import StopFlag
+
+Item = TypeVar("Item")
+AHEAD = 2  # steps, or batches of an evaluation, that are made before they are needed
+
+
+@dataclass(frozen=True)
+class Done:
+    """An optimizer step: the mean loss and the tokens of all ranks, the norm before clipping."""
+
+    loss: float
+    tokens: int
+    lr: float
+    norm: float
 
 
 @dataclass
@@ -53,32 +68,45 @@ class Trainer:
             None  # a logged step whose evaluation was interrupted
         )
         self.stopping = False
+        self.saver: Saver | None = None
+        if self.checkpoints is not None:
+            in_background = self.train.async_checkpointing
+            self.saver = Saver(self.checkpoints, in_background, self.metrics.say)
+        self.model.module.train()
 
     def fit(self) -> bool:
         """Train to the end; False if asked to stop before it (everything is saved then)."""
+        try:
+            self._fit()
+            if self.saver:
+                self.saver.wait()
+        except Exception:
+            if self.saver:
+                self.saver.settle()
+            raise
+        return self.finished and self.report_due is None
+
+    def _fit(self) -> None:
         self.metrics.start(self.steps_done, self.total_steps)
         self.stopping = self.stop_requested()
         if self.report_due and not self.stopping:
             self.report(self.report_due)
-        began = self.steps_done
-        for group in self.groups():
-            if self.stopping:
-                break
-            loss, tokens = self.accumulate(group)
-            lr, norm = self.update()
-            if self.steps_done == began and self.checkpoints:
-                self.checkpoints.require_space(self.tensors())  # now the optimizer has its state
-            before, self.position = self.position, group.after
-            self.steps_done += 1
-            self.tokens_seen += tokens
-            self.metrics.step(self.steps_done, loss, lr, norm, tokens)
-            if self.steps_done % self.train.logging_steps == 0 or self.finished:
-                self.report(self.measured(loss, lr, norm))
-            if self.stopping or self.steps.save_due(
-                before, self.position, self.train.save_frequency
-            ):
-                self.save()
-        return self.finished and self.report_due is None
+        if self.stopping or self.finished:
+            return
+        with self._ahead(self.data.groups_to_the_end(self.steps, self.position)) as groups:
+            for group in groups:
+                before = self.position
+                done = self.step(group)
+                if self.saver:
+                    self.saver.look(self.tensors)
+                self.metrics.step(self.steps_done, done.loss, done.lr, done.norm, done.tokens)
+                if self.steps_done % self.train.logging_steps == 0 or self.finished:
+                    self.report(self.measured(done, groups))
+                due = self.steps.save_due(before, self.position, self.train.save_frequency)
+                if self.stopping or due:
+                    self.save()
+                if self.stopping:
+                    break
 
     @property
     def finished(self) -> bool:
@@ -88,50 +116,73 @@ class Trainer:
     def total_steps(self) -> int:
         return self.steps_done + self.steps.remaining(self.position)
 
-    def groups(self) -> Iterator[Group]:
-        while not self.finished:
-            yield from self.data.groups(self.steps, self.position)
+    def _ahead(self, items: Iterator[Item]) -> Ahead[Item]:
+        """Batches, made by a thread while the model computes."""
+        limit_s = self.ranks.timeout.total_seconds()
+        return Ahead(items, AHEAD, limit_s, lambda: self._no_data(limit_s))
 
-    def accumulate(self, group: Group) -> tuple[float, int]:
-        """Forward and backward of a step's micro-batches: (mean loss, tokens) over all ranks."""
-        self.model.module.train()
-        learned = sum(batch.supervised_tokens for batch in group.batches)
-        learned_everywhere, tokens = self.ranks.sum([learned, sum(b.tokens for b in group.batches)])
-        # FSDP averages gradients over ranks; a sum is wanted.
-        weight = self.ranks.world / max(learned_everywhere, 1)
-        total = torch.zeros((), dtype=torch.float64, device=self.ranks.device)
-        for i, batch in enumerate(group.batches):
-            with self._naming_lack_of_memory(batch, f"micro-batch {i + 1}"):
-                with self.model.micro_batch(batch, last=i == len(group.batches) - 1) as loss:
-                    self.scaler.scale(loss * weight).backward()
-                total += loss.detach()
-        own = total.item()
-        loss_sum, stops = self.ranks.sum([own, bool(self.stop)])
-        self.stopping = stops > 0
-        self._refuse_non_finite("loss", own, loss_sum)
-        return loss_sum / max(learned_everywhere, 1), int(tokens)
+    def _no_data(self, limit_s: float) -> DataError:
+        return DataError(
+            f"rank {self.ranks.rank}: no rows could be read for {limit_s / 60:g} min; look "
+            "whether the file system of dataset.train_ds and eval_ds answers, or raise "
+            "train_parameters.collective_timeout_minutes"
+        )
 
-    def update(self) -> tuple[float, float]:
-        """Clip, optimizer step, schedule step: once. Returns the rate, and the norm unclipped."""
+    def step(self, group: Group) -> Done:
+        """Forward and backward of the micro-batches, and one update."""
+        batches = group.batches
+        own = [sum(b.supervised_tokens for b in batches), sum(b.tokens for b in batches)]
+        learned, tokens = self.ranks.sum(own)
+        total = self._accumulate(batches, self.ranks.world / max(learned, 1))
         self.scaler.unscale_(self.optimizer)
         parameters = [p for p in self.model.module.parameters() if p.grad is not None]
-        total = get_total_norm([p.grad for p in parameters if p.grad is not None])
-        norm = float(total.full_tensor() if isinstance(total, DTensor) else total)
-        if not self.scaler.is_enabled():  # a scaler skips such a step by itself, on all ranks
-            own = (
-                norm
-                if math.isfinite(norm)
-                else sum(float(_local(p.grad).sum()) for p in parameters)
-            )
-            self._refuse_non_finite("gradient", own, norm)
+        spread_norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+        loss, norm = self._agree(total, _whole(spread_norm), parameters)
         if self.train.max_grad_norm is not None:
-            clip_grads_with_norm_(parameters, self.train.max_grad_norm, total)
+            clip_grads_with_norm_(parameters, self.train.max_grad_norm, spread_norm)
         lr = self.schedule.lr
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return lr, norm
+        self.position = group.after
+        self.steps_done += 1
+        self.tokens_seen += int(tokens)
+        return Done(loss / max(learned, 1), int(tokens), lr, norm)
+
+    def _accumulate(self, batches: list[Batch], weight: float) -> torch.Tensor:
+        """The loss sum of this rank, where it was computed; gradients add up in the parameters."""
+        # FSDP averages gradients over ranks; a sum is wanted, which `weight` takes care of.
+        factor = weight * self.scaler.get_scale()
+        total = torch.zeros((), dtype=torch.float64, device=self.ranks.device)
+        for i, batch in enumerate(batches):
+            with self._naming_lack_of_memory(batch, f"micro-batch {i + 1}"):
+                last = i == len(batches) - 1
+                with self.model.micro_batch(batch, last, factor) as loss:
+                    self.scaler.scale(loss * weight).backward()
+                total += loss.detach()
+        return total
+
+    def _agree(
+        self, total: torch.Tensor, norm: torch.Tensor, parameters: list[Any]
+    ) -> tuple[float, float]:
+        """(the loss sum of all ranks, the norm): waits for the device once. What ends the run ends
+        it here, on all ranks and before the update; a request to stop is heard.
+        """
+        flags = bool(self.stop), self.saver is not None and self.saver.failed
+        everywhere = torch.stack([total, *(torch.full_like(total, flag) for flag in flags)])
+        self.ranks.add_up(everywhere)
+        numbers = torch.cat([everywhere, torch.stack([total, norm.to(total)])]).tolist()
+        loss_sum, stops, failures, own, whole_norm = numbers
+        self.stopping = stops > 0
+        if failures and self.saver:
+            self.saver.wait()
+        self._refuse_non_finite("loss", own, loss_sum)
+        if not self.scaler.is_enabled():  # a scaler skips such a step by itself, on all ranks
+            if not math.isfinite(whole_norm):
+                own = sum(float(_local(p.grad).sum()) for p in parameters)
+            self._refuse_non_finite("gradient", own, whole_norm)
+        return loss_sum, whole_norm
 
     @contextmanager
     def _naming_lack_of_memory(self, batch: Batch, which: str) -> Iterator[None]:
@@ -161,18 +212,22 @@ class Trainer:
         )
 
     def _last_good(self) -> str:
+        if self.saver:
+            self.saver.settle()
         found = self.checkpoints.find().folder if self.checkpoints else None
         return f"The last good checkpoint is {found}." if found else "There is no checkpoint yet."
 
-    def measured(self, loss: float, lr: float, norm: float) -> dict[str, Any]:
+    def measured(self, done: Done, groups: Ahead[Group]) -> dict[str, Any]:
+        waited_s, groups.waited_s = groups.waited_s, 0.0
         values = {
             "step": self.steps_done,
             "epoch": round(self.steps.epoch_at(self.position), 6),
-            "loss": loss,
-            "grad_norm": norm,
-            "lr": lr,
+            "loss": done.loss,
+            "grad_norm": done.norm,
+            "lr": done.lr,
             "tokens": self.tokens_seen,
             **self.metrics.lap(),
+            "data_wait_s": round(max(self.ranks.gather(waited_s)), 3),
         }
         if self.ranks.device.type == "cuda":
             values["memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
@@ -194,13 +249,15 @@ class Trainer:
         """The mean loss of all supervised tokens of `data`; None if asked to stop on the way."""
         self.model.module.eval()
         total, learned = 0.0, 0
-        for batch in data:
-            with self._naming_lack_of_memory(batch, "an evaluation batch"):
-                total += self.model.evaluate(batch)
-            learned += batch.supervised_tokens
-            if self.stop_requested():
-                self.stopping = True
-                return None
+        with self._ahead(iter(data)) as batches:
+            for batch in batches:
+                with self._naming_lack_of_memory(batch, "an evaluation batch"):
+                    total += self.model.evaluate(batch)
+                learned += batch.supervised_tokens
+                if self.stop_requested():
+                    self.stopping = True
+                    return None
+        self.model.module.train()
         total, learned_everywhere = self.ranks.sum([total, learned])
         return total / max(learned_everywhere, 1)
 
@@ -209,10 +266,11 @@ class Trainer:
         return self.ranks.sum([bool(self.stop)])[0] > 0
 
     def save(self) -> None:
-        if self.checkpoints is None:
+        """Training goes on while it is written, unless it is over."""
+        if self.saver is None:
             return
-        folder = self.checkpoints.save(self.steps_done, self.tensors(), self.state())
-        self.metrics.say(f"saved {folder}")
+        wait = self.stopping or self.finished
+        self.saver.save(self.steps_done, self.tensors(), self.state(), wait)
         self.stopping = self.stopping or self.stop_requested()
 
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -280,6 +338,10 @@ def lacks_memory(error: BaseException) -> bool:
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
         words in str(error) for words in refused
     )
+
+
+def _whole(norm: torch.Tensor) -> torch.Tensor:
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def _local(tensor: torch.Tensor | None) -> torch.Tensor:

@@ -42,3 +42,14 @@ def test_two_ways_to_say_one_precision(tmp_path: Path) -> None:
     now = config(tmp_path, "train_parameters.precision=bf16-mixed")
     assert among(changes(now, state(before)), FIXED) == []
     assert among(changes(config(tmp_path), state(before)), FIXED)
+
+
+def test_a_run_begun_before_there_was_a_key(tmp_path: Path) -> None:
+    """Its rows came in the order that the key's absence stood for."""
+    data = ["dataset.train_ds=d"]
+    before = state(config(tmp_path, *data))
+    del before["config"]["dataset"]["longest_first"]
+    assert changes(config(tmp_path, *data, "dataset.longest_first=false"), before) == {}
+    assert among(changes(config(tmp_path, *data), before), FIXED) == [
+        "dataset.longest_first (was False, is True)"
+    ]

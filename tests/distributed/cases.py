@@ -46,7 +46,7 @@ class Case:
             "warmup_ratio": 0.3,
             **self.train,
         }
-        dataset = {"train_ds": self.data, "train_bs": self.train_bs}
+        dataset = {"train_ds": self.data, "train_bs": self.train_bs, "longest_first": False}
         return Config.model_validate(
             {"model": self.model, "train_parameters": train, "dataset": dataset}
         )

@@ -75,7 +75,9 @@ class Run:
 
     def last_files(self) -> dict[str, str]:
         """The hashes of the last checkpoint's tensors: parameters, optimizer state, RNG."""
-        folder = self.output / "checkpoints" / f"step_{STEPS:08d}"
+        return self.files(self.output / "checkpoints" / f"step_{STEPS:08d}")
+
+    def files(self, folder: Path) -> dict[str, str]:
         manifest = json.loads((folder / checkpoint.MANIFEST).read_text())
         return {n: e["sha256"] for n, e in manifest["files"].items() if n.endswith(".distcp")}
 

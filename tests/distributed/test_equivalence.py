@@ -4,6 +4,7 @@ parameters.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -67,6 +68,16 @@ def made(tmp_path_factory: pytest.TempPathFactory, model_folder: Any) -> dict[st
         "padded", gradient_accumulation_steps=2, pad_vocab_to_multiple_of=96
     )
     two["whole loading"] = case("whole", gradient_accumulation_steps=2, low_cpu_mem_usage=False)
+    two["added up in the compute type"] = case(
+        "compute", gradient_accumulation_steps=2, reduce_dtype="compute"
+    )
+    tied = replace(
+        case("tied", gradient_accumulation_steps=2), model=str(model_folder("llama", True))
+    )
+    two["tied"] = tied
+    four["tied, hybrid"] = replace(
+        case("tied4", sharding_strategy="HYBRID_SHARD", shard_group_size=2), model=tied.model
+    )
     two["sgd"] = case(
         "sgd",
         gradient_accumulation_steps=2,
@@ -86,6 +97,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, model_folder: Any) -> dict[st
     results = run_ranks(2, train_all, two) | run_ranks(4, train_all, four)
     plain = {kind: plain_loop(case(kind, **KINDS[kind]), rows, 4) for kind in KINDS}
     plain |= {name: plain_loop(two[name], rows, 4) for name in options}
+    plain["tied"] = plain_loop(tied, rows, 4)
     plain["sgd"] = plain_loop(two["sgd"], rows, 4)
     plain["six rows"] = plain_loop(two["uneven micro-batches"], rows, 6)
     plain["eight rows"] = plain_loop(four["hybrid, accumulated"], rows, 8)
@@ -116,6 +128,9 @@ def test_every_strategy_equals_the_plain_loop(
         ("uneven micro-batches", "six rows"),
         ("padded vocabulary", "full"),
         ("whole loading", "full"),
+        ("added up in the compute type", "full"),
+        ("tied", "tied"),
+        ("tied, hybrid", "tied"),
         ("sgd", "sgd"),
         ("hybrid, accumulated", "eight rows"),
     ],

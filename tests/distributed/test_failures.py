@@ -50,7 +50,7 @@ def test_a_loss_that_is_no_number(shared: dict[str, Any], tmp_path: Path) -> Non
         "eval": shared["eval"],
     }
     run = Run(tmp_path, bad, gradient_accumulation_steps=1, logging_steps=100, epochs=1)
-    assert run.finish() == EXIT_USER, run.log
+    assert run.finish(2, "dataset.longest_first=false") == EXIT_USER, run.log
     message = "step 4: the loss is not a finite number on rank 1; all ranks stopped before the"
     assert run.log.count(message) == 1, run.log
     assert "Traceback" not in run.log

@@ -102,6 +102,23 @@ def test_killed_while_saving(shared: dict[str, Any], uninterrupted: Run, tmp_pat
     assert_same(run, uninterrupted)
 
 
+def test_saves_that_training_waits_for(
+    shared: dict[str, Any], uninterrupted: Run, tmp_path: Path
+) -> None:
+    """What is written in the background is what would have been written at once."""
+    run = Run(tmp_path, shared, async_checkpointing=False)
+    assert run.finish() == EXIT_OK, run.log
+    assert_same(run, uninterrupted)
+    assert both_newest(run) == both_newest(uninterrupted)
+
+
+def both_newest(run: Run) -> list[dict[str, str]]:
+    """The last save is waited for in any case, the one before is not."""
+    folders = checkpoint.step_folders(run.output)
+    assert [checkpoint.step_of(folder) for folder in folders] == [STEPS, STEPS - 2]
+    return [run.files(folder) for folder in folders]
+
+
 def test_asked_to_stop(shared: dict[str, Any], uninterrupted: Run, tmp_path: Path) -> None:
     """At any moment: while libraries load, in a step, in an evaluation, in a save."""
     run = Run(tmp_path, shared)

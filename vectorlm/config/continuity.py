@@ -17,7 +17,11 @@ FIXED = (
     "train_parameters.precision",
     "train_parameters.lora_peft_config",
     "train_parameters.optimizer.name",
+    "dataset.longest_first",
+    "dataset.group_by_length",
 )
+# What a run was that was begun before there were these keys.
+BEFORE = {"dataset.longest_first": False, "dataset.group_by_length": False}
 STEERING = (
     "train_parameters.optimizer",
     "train_parameters.lr_scheduler",
@@ -28,6 +32,7 @@ STEERING = (
 def changes(config: Config, state: dict[str, Any]) -> dict[str, str]:
     """Key -> what it was in the checkpoint's `state` and is now, for every key that differs."""
     old, new = _flat(state["config"]), _flat(config_to_dict(config))
+    old = {key: value for key, value in BEFORE.items() if key in new} | old
     old["train_parameters.precision"] = state["precision"]
     new["train_parameters.precision"] = config.train_parameters.effective_precision
     return {

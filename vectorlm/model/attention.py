@@ -120,7 +120,8 @@ def documents(batch: Batch) -> Iterator[None]:
 def register(attention: Attention) -> None:
     global _kernel_name
     _kernel_name = attention.kernel
-    AttentionInterface.register(NAME, _per_document)
+    # Left out of compiled blocks, which would else be compiled again for each set of documents.
+    AttentionInterface.register(NAME, torch.compiler.disable(_per_document))
     AttentionMaskInterface.register(NAME, _no_mask)
 
 

@@ -25,7 +25,16 @@ from vectorlm.config.schema import TrainParameters
 from vectorlm.errors import ModelError
 from vectorlm.model import attention, lora
 from vectorlm.model.causal import CausalModel
-from vectorlm.model.shard import COMPUTE_DTYPE, MASTER_DTYPE, make_mesh, recompute_blocks, shard
+from vectorlm.model.head import install
+from vectorlm.model.kernels import take_liger_kernels
+from vectorlm.model.shard import (
+    COMPUTE_DTYPE,
+    MASTER_DTYPE,
+    compile_blocks,
+    make_mesh,
+    recompute_blocks,
+    shard,
+)
 from vectorlm.model.weights import Weights, place
 from vectorlm.steps import pad_to_multiple
 
@@ -108,6 +117,8 @@ def make_outline(
     arguments = train.lora_peft_config
     adapters = lora.lora_config(arguments, name) if arguments else None
     kind = _model_class(config, folder)
+    if train.use_liger_kernel:
+        take_liger_kernels(config, gpu_capability)
     choice = attention.choose(
         kind, config, train.use_flash_attention, gpu_capability, COMPUTE_DTYPE[precision]
     )
@@ -117,8 +128,10 @@ def make_outline(
         model: Any = AutoModelForCausalLM.from_config(
             config, dtype=dtype, attn_implementation=choice.implementation
         )
-        model.config.use_cache = False
-        if adapters:
+    model.config.use_cache = False
+    model.tie_weights()  # before it is cut: what is tied is gathered and reduced once
+    if adapters:
+        with init_empty_weights(include_buffers=False):
             model = lora.add_adapters(model, adapters)
     return Outline(model, choice, adapters, vocab_size)
 
@@ -130,6 +143,8 @@ def spread(outline: Outline, train: TrainParameters, here: Place) -> CausalModel
         for param in model.parameters():
             if param.requires_grad:
                 param.data = param.data.to(MASTER_DTYPE[precision])
+    if train.compile:
+        compile_blocks(model)
     if train.use_activation_checkpointing:
         recompute_blocks(model)
     mesh = make_mesh(
@@ -138,9 +153,10 @@ def spread(outline: Outline, train: TrainParameters, here: Place) -> CausalModel
         train.shard_group_size or here.local_world,
         here.device.type,
     )
-    shard(model, mesh, train.sharding_strategy, precision)
+    head = install(model, _base(model), outline.vocab_size)
+    shard(model, mesh, train)
     return CausalModel(
-        model, outline.attention, outline.vocab_size, here.device, outline.adapters, mesh
+        model, outline.attention, head, outline.vocab_size, here.device, outline.adapters, mesh
     )
 
 

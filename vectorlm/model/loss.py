@@ -1,16 +1,185 @@
 """The loss of a batch: the SUM of its token losses, so that steps can be normalised over all
-ranks. Floor 2.
+ranks. Floor 2, called by `head`.
+
+Logits never exist whole: hidden states are taken in chunks of rows, and while a chunk's logits
+are there, so are its gradients computed; the backward pass only scales them. Legend: N learned
+tokens, H hidden size, V vocabulary; hidden [N, H], weight [V, H], bias [V], targets [N].
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
 import torch
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, linear, log_softmax
+
+# Of a chunk's logits in 32 bits. Each chunk goes over the weight's gradient once more.
+CHUNK_BYTES = 512 * 2**20
 
 
-def token_loss_sum(
-    logits: torch.Tensor, targets: torch.Tensor, vocab_size: int, ignore_index: int
+@dataclass(frozen=True)
+class Transform:
+    """What a family does to the head's output: `cap * tanh(scale * x / cap)`, or `scale * x`."""
+
+    scale: float = 1.0
+    cap: float | None = None
+
+    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
+        scaled = logits * self.scale
+        return scaled if self.cap is None else torch.tanh(scaled / self.cap) * self.cap
+
+    @property
+    def changes(self) -> bool:
+        return self.scale != 1.0 or self.cap is not None
+
+    def slope(self, transformed: torch.Tensor) -> torch.Tensor | float:
+        """The derivative, by its result."""
+        if self.cap is None:
+            return self.scale
+        return (1 - (transformed / self.cap).square_()).mul_(self.scale)
+
+
+class Wanted(NamedTuple):
+    """Which gradients, and the factor that the loss will be multiplied with."""
+
+    hidden: bool
+    weight: bool
+    bias: bool
+    factor: float
+
+    @property
+    def any(self) -> bool:
+        return self.hidden or self.weight or self.bias
+
+
+def token_loss_sum(logits: torch.Tensor, targets: torch.Tensor, vocab_size: int) -> torch.Tensor:
+    """`logits` [N, V padded]; in 32 bits, over the real vocabulary only."""
+    return cross_entropy(logits[:, :vocab_size].float(), targets, reduction="sum")
+
+
+def head_loss_sum(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    targets: torch.Tensor,
+    vocab_size: int,
+    transform: Transform,
+    factor: float,
 ) -> torch.Tensor:
-    """`logits` [..., V padded], `targets` [...]; in 32 bits, over the real vocabulary only."""
-    real = logits[..., :vocab_size].flatten(0, -2).float()
-    return cross_entropy(real, targets.flatten(), ignore_index=ignore_index, reduction="sum")
+    """As `token_loss_sum` of the transformed logits. Gradients are rounded once when the loss is
+    multiplied with `factor` before its backward pass; with another number they are right, too.
+    """
+    parts = (hidden, weight, bias)
+    grads = torch.is_grad_enabled()
+    of = [grads and part is not None and part.requires_grad for part in parts]
+    wanted = Wanted(of[0], of[1], of[2], factor)
+    loss: torch.Tensor = _HeadLoss.apply(*parts, targets, vocab_size, transform, wanted)
+    return loss
+
+
+class _HeadLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        targets: torch.Tensor,
+        vocab_size: int,
+        transform: Transform,
+        wanted: Wanted,
+    ) -> torch.Tensor:
+        chunks = _Chunks(hidden, weight, bias, vocab_size, transform, wanted)
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        for start in range(0, len(hidden), chunks.rows):
+            total += chunks.loss_sum(start, targets[start : start + chunks.rows])
+        if wanted.weight and chunks.of_weight is None:  # nothing is learned, but ranks reduce alike
+            chunks.of_weight = torch.zeros_like(weight)
+        ctx.gradients = (chunks.of_hidden, chunks.of_weight, chunks.of_bias)
+        ctx.types = (hidden.dtype, weight.dtype, bias.dtype if bias is not None else None)
+        ctx.factor = wanted.factor
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *outer: torch.Tensor) -> Any:
+        by = outer[0] / ctx.factor
+        gradients, ctx.gradients = ctx.gradients, None
+        assert gradients is not None, "gradients are given away, so one backward pass is all"
+        scaled = [None if g is None else g.mul_(by) for g in gradients]
+        del gradients
+        for i, kind in enumerate(ctx.types):
+            gradient = scaled[i]
+            scaled[i] = None if gradient is None else gradient.to(kind)
+        return (*scaled, None, None, None, None)
+
+
+class _Chunks:
+    """Walks over the rows of hidden states, and adds up gradients."""
+
+    def __init__(
+        self,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        vocab_size: int,
+        transform: Transform,
+        wanted: Wanted,
+    ) -> None:
+        self.hidden, self.weight, self.bias = hidden, weight, bias
+        self.vocab_size, self.transform, self.wanted = vocab_size, transform, wanted
+        self.rows = chunk_rows(len(weight))
+        self.of_hidden = torch.empty_like(hidden) if wanted.hidden else None
+        self.of_bias = None
+        if wanted.bias and bias is not None:
+            self.of_bias = torch.zeros_like(bias, dtype=torch.float32)
+        self.of_weight: torch.Tensor | None = None
+
+    def loss_sum(self, start: int, targets: torch.Tensor) -> torch.Tensor:
+        hidden = self.hidden[start : start + self.rows]
+        logits = linear(hidden, self.weight, self.bias)
+        slope: torch.Tensor | float = 1.0
+        if self.transform.changes:
+            logits = self.transform(logits.float())
+            slope = self.transform.slope(logits) if self.wanted.any else slope
+        logits[:, self.vocab_size :] = -torch.inf
+        log_shares = log_softmax(logits, 1, dtype=torch.float32)
+        del logits
+        total = -log_shares.gather(1, targets[:, None]).sum()
+        if self.wanted.any:
+            self._gradients(start, hidden, log_shares.exp_(), slope, targets)
+        return total
+
+    def _gradients(
+        self,
+        start: int,
+        hidden: torch.Tensor,
+        shares: torch.Tensor,
+        slope: torch.Tensor | float,
+        targets: torch.Tensor,
+    ) -> None:
+        """`shares`: the softmax; it is overwritten by the gradient of the head's output."""
+        shares.scatter_add_(1, targets[:, None], shares.new_full((len(targets), 1), -1.0))
+        if isinstance(slope, torch.Tensor):
+            shares.mul_(slope)
+            slope = 1.0
+        gradient = torch.empty_like(shares, dtype=hidden.dtype)
+        torch.mul(shares, self.wanted.factor * slope, out=gradient)
+        if self.of_bias is not None:
+            self.of_bias += gradient.sum(0, dtype=torch.float32)
+        if self.of_hidden is not None:
+            torch.mm(gradient, self.weight, out=self.of_hidden[start : start + self.rows])
+        if self.wanted.weight:
+            self._add_to_weight(gradient.t() @ hidden)
+
+    def _add_to_weight(self, part: torch.Tensor) -> None:
+        if self.of_weight is None:
+            alone = len(self.hidden) <= self.rows
+            self.of_weight = part if alone else part.float()
+        else:
+            self.of_weight += part
+
+
+def chunk_rows(vocabulary: int) -> int:
+    """Rows of a chunk: what `CHUNK_BYTES` of logits in 32 bits hold."""
+    return max(CHUNK_BYTES // (4 * vocabulary), 64)

@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import checkpoint
 
-from vectorlm.config.schema import Precision, ShardingStrategy
+from vectorlm.config.schema import Precision, ShardingStrategy, TrainParameters
 from vectorlm.errors import ConfigError, ModelError
 
 COMPUTE_DTYPE: dict[Precision, torch.dtype] = {
@@ -68,17 +68,17 @@ def make_mesh(
     return init_device_mesh(device_type, shape, mesh_dim_names=("replica", "shard"))
 
 
-def shard(
-    model: nn.Module, mesh: DeviceMesh, strategy: ShardingStrategy, precision: Precision
-) -> FSDPModule:
-    compute = COMPUTE_DTYPE[precision]
+def shard(model: nn.Module, mesh: DeviceMesh, train: TrainParameters) -> FSDPModule:
+    compute = COMPUTE_DTYPE[train.effective_precision]
     policy = MixedPrecisionPolicy(
-        param_dtype=None if compute == torch.float32 else compute, reduce_dtype=torch.float32
+        param_dtype=None if compute == torch.float32 else compute,
+        reduce_dtype=compute if train.reduce_dtype == "compute" else torch.float32,
     )
-    reshard = strategy in ("FULL_SHARD", "HYBRID_SHARD")
+    reshard = train.sharding_strategy in ("FULL_SHARD", "HYBRID_SHARD")
     for block in find_blocks(model):
         fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
-    return fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
+    # The backward pass begins with the root, so it would only be gathered again at once.
+    return fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
 
 
 def recompute_blocks(model: nn.Module) -> None:
@@ -89,3 +89,9 @@ def recompute_blocks(model: nn.Module) -> None:
         # Replacing `forward` (not wrapping the block) keeps parameter names, and FSDP's hooks
         # outside.
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+
+
+def compile_blocks(model: nn.Module) -> None:
+    """Each block by torch.compile, once for batches of any length."""
+    for block in find_blocks(model):
+        block.forward = torch.compile(block.forward, dynamic=True)
