@@ -65,6 +65,9 @@ def test_check_says_what_is_not_there(capsys: pytest.CaptureFixture[str], projec
     assert "no dataset: only for preprocessing" in capsys.readouterr().out
 
 
+CHOICES = {"data": ["inspect"]}  # verbs that take a word more
+
+
 @pytest.mark.parametrize(
     ("words", "who", "said"),
     [
@@ -73,7 +76,11 @@ def test_check_says_what_is_not_there(capsys: pytest.CaptureFixture[str], projec
         (["train", "--nproc-per-node", "0"], "vectorlm train", "at least 1"),
         (["plan", "--apply"], "vectorlm plan", "expected one argument"),
         *(
-            [[verb, "--nope"], f"vectorlm {verb}", "unrecognized arguments: --nope"]
+            [
+                [verb, *CHOICES.get(verb, []), "--nope"],
+                f"vectorlm {verb}",
+                "unrecognized arguments: --nope",
+            ]
             for verb in cli.VERBS
         ),
         (["convert", "--nope"], "vectorlm convert", "unrecognized arguments: --nope"),
