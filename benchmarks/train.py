@@ -32,21 +32,13 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.paper import ROOT, arguments, circumstances, say, spread, write
+from benchmarks.subject import LENGTH, SHAPE, VOCABULARY, make_model
 
 COMMAND = "python benchmarks/train.py"
-LENGTH, BATCH = 512, 8
+BATCH = 8
 DOCUMENTS = 4000
-SHAPE = {
-    "hidden_size": 512,
-    "intermediate_size": 1408,
-    "num_hidden_layers": 8,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 8,
-    "vocab_size": 32_000,
-    "max_position_embeddings": LENGTH,
-}
 SUPERVISED = 0.3  # of a chat's tokens
-TURN_STEPS = 4
+TURN_STEPS = 3
 START_S, STEP_S = 300.0, 180.0
 POLL_S = 0.005
 
@@ -62,14 +54,14 @@ AIMS = {"HF Trainer, dynamic padding": 1.9, "HF Trainer, packed": 1.2}
 # --- what is trained --------------------------------------------------------------------
 
 
-def make_model(folder: Path) -> Path:
-    from transformers import LlamaConfig, LlamaForCausalLM
+def whole_vocabulary(model: Path) -> None:
+    """A word for each of the model's ids."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
 
-    from tests.tiny import tiny_tokenizer
-
-    model = LlamaForCausalLM(LlamaConfig(**SHAPE, tie_word_embeddings=False))
-    model.save_pretrained(folder)
-    return tiny_tokenizer(folder)
+    words = {"<s>": 0, "</s>": 1, "<unk>": 2} | {f"w{i}": i for i in range(3, VOCABULARY)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(model / "tokenizer.json"))
 
 
 def make_documents(path: Path, learned: float) -> Path:
@@ -78,7 +70,7 @@ def make_documents(path: Path, learned: float) -> Path:
     lengths = np.clip(random.lognormal(5.1, 0.8, DOCUMENTS), 16, LENGTH).astype(int)
     with open(path, "w", encoding="utf-8") as file:
         for length in lengths:
-            ids = random.integers(3, SHAPE["vocab_size"], length).tolist()
+            ids = random.integers(3, VOCABULARY, length).tolist()
             prompt = round(length * (1 - learned))
             labels = [-100] * prompt + ids[prompt:]
             file.write(json.dumps({"input_ids": ids, "labels": labels}) + "\n")
@@ -324,6 +316,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="vectorlm-train-") as name:
         folder = Path(name)
         model = make_model(folder / "model")
+        whole_vocabulary(model)
         documents = {
             chat: make_documents(folder / f"{chat}.jsonl", SUPERVISED if chat else 1.0)
             for chat in (False, True)
@@ -334,7 +327,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             shutil.rmtree(place)
     about = (
         f"A Llama of 35 M parameters (hidden size {SHAPE['hidden_size']}, "
-        f"{SHAPE['num_hidden_layers']} layers, a vocabulary of {SHAPE['vocab_size']:,}), documents "
+        f"{SHAPE['num_hidden_layers']} layers, a vocabulary of {VOCABULARY:,}), documents "
         f"of 215 tokens on average and at most {LENGTH}, micro-batches of {BATCH} rows or "
         f"documents; of chat data {SUPERVISED:.0%} of the tokens are learned. A rate is the "
         f"median of {chosen.rounds} turns of {TURN_STEPS} steps (least-most); GiB is a rank's "
