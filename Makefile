@@ -7,6 +7,7 @@ PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 JOBS ?= 2
+BENCH ?= preprocess train loop_overhead checkpoint_stall slow_link
 
 BIN := $(VENV)/bin
 # Written last by a complete installation; older than the files below, it is done again.
@@ -22,7 +23,7 @@ help:
 	@echo "make lint     formatting, types, import contracts, generated references"
 	@echo "make format   put the code into shape"
 	@echo "make docs     write the generated references and job scripts again"
-	@echo "make bench    training over a slow link, as root with Slurm, about 10 minutes; ARGS=--write updates docs"
+	@echo "make bench    all benchmarks, on a quiet machine, about an hour; BENCH=train is one, ARGS=--write updates docs"
 	@echo "make venv     the virtual environment alone, in $(VENV)"
 	@echo "make clean    remove caches and the demo's files; the virtual environment stays"
 
@@ -65,7 +66,8 @@ docs: $(STAMP)
 	$(BIN)/python -m vectorlm.cluster.script
 
 bench: $(STAMP)
-	@$(BIN)/python benchmarks/slow_link.py $(ARGS)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	@for name in $(BENCH); do $(BIN)/python benchmarks/$$name.py $(ARGS) || exit; done
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache runs/demo

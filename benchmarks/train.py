@@ -305,6 +305,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--precision", choices=("fp32", "bf16"), nargs="+", default=["fp32", "bf16"]
     )
     chosen = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the contenders end with this process
     load = os.getloadavg()[0]
     settings = [
         Setting(ranks, precision, chat)
