@@ -61,6 +61,29 @@ def test_recomputing_costs_about_a_third() -> None:
     assert 1.3 < ratio < 1.35
 
 
+def test_the_head_works_on_learned_tokens_only() -> None:
+    some = Work(1, 4096, 4096.0, 1, 1, learned=0.25)
+    spared = taken(ALONE).compute_s - taken(some).compute_s
+    assert spared == pytest.approx(0.75 * 6 * 32000 * 4096 * 4096 / (312e12 * UTILISATION))
+
+
+def test_the_head_is_not_recomputed() -> None:
+    again = taken(ALONE, use_activation_checkpointing=True).compute_s - taken(ALONE).compute_s
+    below = SHAPE.parameters - 2 * 32000 * 4096
+    flops = 4096 * (2 * below + 4 * 32 * 4096 * 4096 / 2)
+    assert again == pytest.approx(flops / (312e12 * UTILISATION))
+
+
+def test_gradients_reduced_as_computed_send_half() -> None:
+    usual, half = (taken(NODES, reduce_dtype=kind).links_s for kind in ("float32", "compute"))
+    assert half == pytest.approx(usual * (2 * 2 + 2) / (2 * 2 + 4))
+    hybrid = [
+        taken(NODES, reduce_dtype=kind, sharding_strategy="HYBRID_SHARD").links_s
+        for kind in ("float32", "compute")
+    ]
+    assert hybrid[1] < 0.6 * hybrid[0]
+
+
 def test_adapters_cost_two_thirds() -> None:
     ratio = taken(ALONE, lora_peft_config={"r": 8}).compute_s / taken(ALONE).compute_s
     assert 0.65 < ratio < 0.75

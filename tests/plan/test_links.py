@@ -47,6 +47,14 @@ def test_full_shard_gathers_twice_and_reduces_once_a_micro_batch() -> None:
     assert full_shard_s(sizes, train(precision="32-true"), eight, rates) == pytest.approx(8 * taken)
 
 
+def test_gradients_reduced_as_computed_are_half() -> None:
+    sizes, shape = Parameters(8_000_000, 8_000_000), Shape(4, 2, 1)
+    rates = Rates(inside=1e15, between=25e6, everywhere=25e6)
+    half = train(reduce_dtype="compute")
+    assert full_shard_s(sizes, half, shape, rates) == pytest.approx(3 * 16e6 * 3 / 4 / 25e6)
+    assert hybrid_shard_s(sizes, half, shape, rates) == pytest.approx(16e6 / 25e6, rel=1e-3)
+
+
 def test_hybrid_shard_crosses_nodes_once_a_step() -> None:
     """Whatever the accumulation: one all-reduce of the gradients, 32 MB."""
     sizes, shape = Parameters(8_000_000, 8_000_000), Shape(4, 2, 1)

@@ -125,6 +125,7 @@ def test_json_has_the_fixed_keys(config: Config) -> None:
     values = json.loads(picture.to_json(outlook))
     fixed = "fits peak_gib breakdown_gib host_gib disk_gib seconds_per_step hours requeues"
     assert set(fixed.split()) <= values.keys()
+    assert values["host_copies_gib"] == values["checkpoint_gib"]
     assert values["fits"] is False
     assert sum(values["breakdown_gib"].values()) == pytest.approx(values["peak_gib"], abs=0.01)
     unknown = json.loads(picture.to_json(make_outlook(config)))

@@ -37,12 +37,14 @@ class Tokens:
 @dataclass(frozen=True)
 class BlockMemory:
     """Of one block, in bytes: what it keeps for the backward pass, the peak of that pass beside
-    it, the input it was given, and whether that input is among what it keeps."""
+    it, the input it was given, whether that input is among what it keeps, and the peak of a pass
+    that keeps nothing."""
 
     kept_bytes: int
     backward_bytes: int
     input_bytes: int
     keeps_input: bool
+    forward_bytes: int
 
 
 def block_memory(
@@ -59,7 +61,13 @@ def block_memory(
     output = block.run(x)
     back: Backward = block.tape.backward(output)
     kept = {t for operation in block.tape.operations for t in operation.saved}
-    return BlockMemory(back.saved_bytes, back.peak_bytes, block.tape.sizes[x], x in kept)
+    return BlockMemory(
+        back.saved_bytes,
+        back.peak_bytes,
+        block.tape.sizes[x],
+        x in kept,
+        block.tape.forward_bytes(),
+    )
 
 
 class _Block:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from vectorlm.config.schema import TrainParameters
 from vectorlm.plan.links import MASTER_BYTES
 from vectorlm.plan.lora import Adapters
+from vectorlm.plan.memory import shard_group
 from vectorlm.plan.optimizers import keeps
 from vectorlm.plan.shapes import ModelShape
 
@@ -17,6 +18,7 @@ CUDA_HOST_BYTES = 2**30
 PIECES_BYTES = 2**29  # of weights on their way, at most
 ROW_BYTES = 8  # of a token: its id and its label
 FLOAT = 4
+FREE_SHARE = 0.8  # of free host memory: what copies of checkpoints may take, as `saver` has it
 
 
 @dataclass(frozen=True)
@@ -59,5 +61,21 @@ def host_bytes(
     # Without it the first rank reads all of the model, in 32 bits.
     loading = 0 if train.low_cpu_mem_usage and not dora else shape.parameters * FLOAT
     pieces = min(PIECES_BYTES, shape.parameters * FLOAT)
-    rank = LIBRARIES_BYTES + on_gpus * CUDA_HOST_BYTES + pieces
-    return ranks_per_node * rank + max(gathering, loading)
+    return (
+        running_bytes(ranks_per_node, on_gpus) + ranks_per_node * pieces + max(gathering, loading)
+    )
+
+
+def running_bytes(ranks_per_node: int, on_gpus: bool) -> int:
+    """A node's, while it trains."""
+    return ranks_per_node * (LIBRARIES_BYTES + on_gpus * CUDA_HOST_BYTES)
+
+
+def copies_bytes(
+    checkpoint_bytes: int, train: TrainParameters, ranks: int, ranks_per_node: int
+) -> int:
+    """A node's copies that checkpoints are written from while training goes on: of what each rank
+    has. Where they find no room, training waits."""
+    if not (train.checkpointing_enabled and train.async_checkpointing):
+        return 0
+    return ranks_per_node * checkpoint_bytes // shard_group(train, ranks, ranks_per_node)

@@ -1,6 +1,7 @@
 """How long a step and a run take, and how often a time limit cuts it. Floor 1, called by `outlook`.
 
-compute     operations of a micro-batch / (the GPU's peak x an assumed utilisation)
+compute     operations of a micro-batch / (the GPU's peak x an assumed utilisation);
+            the head works on learned tokens only, and is never recomputed
 links       bytes of its collectives / what a rank sends a second; hidden behind computing but
             for the first gather and the last reduction
 update      the optimizer reads and writes what a rank holds, at the memory's bandwidth
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from vectorlm.config.schema import Slurm, TrainParameters
 from vectorlm.plan.flops import train_flops_per_token
 from vectorlm.plan.gpus import Gpu
-from vectorlm.plan.links import COMPUTE_BYTES, MASTER_BYTES, REDUCED_BYTES
+from vectorlm.plan.links import COMPUTE_BYTES, MASTER_BYTES, reduced_bytes
 from vectorlm.plan.lora import Adapters
 from vectorlm.plan.memory import shard_group
 from vectorlm.plan.optimizers import keeps
@@ -31,13 +32,15 @@ DISK_BYTES = 1e9  # a second, to a shared file system
 
 @dataclass(frozen=True)
 class Work:
-    """A step of a rank: `micro_batches` of `tokens`, documents of `context` tokens."""
+    """A step of a rank: `micro_batches` of `tokens`, documents of `context` tokens, of which the
+    share `learned` is learned."""
 
     micro_batches: int
     tokens: int
     context: float
     ranks: int
     ranks_per_node: int
+    learned: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -77,16 +80,18 @@ def step_time(
 def _compute_s(
     shape: ModelShape, train: TrainParameters, adapters: Adapters | None, work: Work, gpu: Gpu
 ) -> float:
-    parameters = shape.multiplied_parameters
+    head = shape.embedding_parameters
+    below = shape.multiplied_parameters - head
+    parameters = round(below + head * work.learned)
     attended = shape.heads * shape.head_dim
     flops = train_flops_per_token(
         parameters, shape.layers, attended, work.context, adapters is None
     )
     if train.use_activation_checkpointing:
-        flops += 2 * parameters + 4 * shape.layers * attended * work.context / 2
+        flops += 2 * below + 4 * shape.layers * attended * work.context / 2
     precision = train.effective_precision
     share = UTILISATION_FULL if precision == "32-true" else UTILISATION
-    if parameters < SMALL_PARAMETERS:
+    if below + head < SMALL_PARAMETERS:
         share = min(share, UTILISATION_SMALL)
     return work.tokens * flops / (gpu.peak_flops(precision) * share)
 
@@ -107,12 +112,12 @@ def _links_s(
     gathered = gathers * shape.parameters * COMPUTE_BYTES[train.effective_precision]
     share = (group - 1) / group
     rate = _rate(group, work, gpu, between_bytes)
-    micro = (gathered + trained * REDUCED_BYTES) * share / rate
+    micro = (gathered + trained * reduced_bytes(train)) * share / rate
     once = 0.0
     if copies > 1:
         nodes = max(work.ranks // work.ranks_per_node, 1)
         crosses = between_bytes / work.ranks_per_node if nodes > 1 else gpu.link_bytes
-        once = 2 * trained / group * REDUCED_BYTES * (copies - 1) / copies / crosses
+        once = 2 * trained / group * reduced_bytes(train) * (copies - 1) / copies / crosses
     return micro, once
 
 

@@ -3,7 +3,7 @@
 Counted as FSDP2 sends it (bytes a rank sends in a ring; L: ranks that share a copy, R: copies):
 
     each micro-batch   parameters gathered for forward and again for backward,
-                       gradients reduced in 32 bits             (2 P + G) (L - 1) / L
+                       gradients reduced (`reduce_dtype`)       (2 P + G) (L - 1) / L
     each step          gradients summed over the copies         2 G (R - 1) / R  a node
 
 FULL_SHARD has one copy over all ranks, so the first line crosses the links between nodes.
@@ -19,7 +19,6 @@ from vectorlm.plan.flops import train_flops_per_token
 from vectorlm.plan.optimizers import keeps
 from vectorlm.plan.parameters import Parameters
 
-REDUCED_BYTES = 4  # of a gradient on its way
 COMPUTE_BYTES: dict[Precision, int] = {
     "32-true": 4,
     "bf16-mixed": 2,
@@ -39,6 +38,11 @@ LARGE_DIFFERENCE = 1.3
 # Below this share of the time a step computes, communication hides behind it.
 NEGLIGIBLE_SHARE = 0.1
 NEGLIGIBLE_S = 0.1  # where the time to compute is not known
+
+
+def reduced_bytes(train: TrainParameters) -> int:
+    """Of a gradient on its way."""
+    return COMPUTE_BYTES[train.effective_precision] if train.reduce_dtype == "compute" else 4
 
 
 @dataclass(frozen=True)
@@ -78,12 +82,12 @@ def hybrid_shard_s(sizes: Parameters, train: TrainParameters, shape: Shape, rate
     inside = 0.0
     if group > 1 and rates.inside:
         inside = shape.micro_batches * _micro_bytes(sizes, train, group) / rates.inside
-    return inside + 2 * sizes.trained * REDUCED_BYTES * (copies - 1) / copies / rates.between
+    return inside + 2 * sizes.trained * reduced_bytes(train) * (copies - 1) / copies / rates.between
 
 
 def _micro_bytes(sizes: Parameters, train: TrainParameters, group: int) -> float:
     gathered = 2 * sizes.every * COMPUTE_BYTES[train.effective_precision]
-    return (gathered + sizes.trained * REDUCED_BYTES) * (group - 1) / group
+    return (gathered + sizes.trained * reduced_bytes(train)) * (group - 1) / group
 
 
 def held_bytes(sizes: Parameters, train: TrainParameters, group: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,14 +28,18 @@ class Adapters:
         if not matrix.adapts or self.targets is None:
             return matrix.adapts
         if isinstance(self.targets, str):
-            try:
-                pattern = re.compile(self.targets)
-            except re.error:
-                return False
-            return any(pattern.fullmatch(path) for path in _paths(matrix.name))
+            return _matches(self.targets, _paths(matrix.name))
         return any(
             matrix.name == target or matrix.name.endswith(f".{target}") for target in self.targets
         )
+
+    @property
+    def adapts_head(self) -> bool:
+        """Whether the output layer is a target, which `all-linear` leaves out."""
+        heads = ("lm_head", "embed_out")
+        if isinstance(self.targets, str):
+            return _matches(self.targets, heads)
+        return bool(set(heads) & set(self.targets or ()))
 
     def block_parameters(self, shape: ModelShape) -> int:
         return sum(
@@ -70,6 +74,14 @@ def adapters_of(lora: Mapping[str, Any] | None, shape: ModelShape) -> Adapters |
         targets=found,
         saved=tuple(map(str, lora.get("modules_to_save") or ())),
     )
+
+
+def _matches(pattern: str, paths: Iterable[str]) -> bool:
+    try:
+        found = re.compile(pattern)
+    except re.error:
+        return False
+    return any(found.fullmatch(path) for path in paths)
 
 
 def _paths(name: str) -> list[str]:

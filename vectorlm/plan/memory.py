@@ -4,8 +4,8 @@ A step is followed through the moments at which memory can be highest, with FSDP
 are alive then; the peak is the largest of them. docs/planner.md has the formulas.
 
 Legend: T tokens of a micro-batch, V vocabulary, P parameters of a unit (a block, or the root: all
-that is outside of blocks), N ranks that share one copy, c and m bytes of the compute and the master
-type.
+that is outside of blocks), N ranks that share one copy, c, m and r bytes of the compute type, the
+master type and the type that gradients are added up in.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from vectorlm.config.schema import TrainParameters
 from vectorlm.plan.blocks import FLOAT, BlockMemory, Kernel, Tokens, block_memory
 from vectorlm.plan.gpus import Gpu
-from vectorlm.plan.links import COMPUTE_BYTES, MASTER_BYTES
+from vectorlm.plan.links import COMPUTE_BYTES, MASTER_BYTES, reduced_bytes
 from vectorlm.plan.lora import Adapters, adapters_of
 from vectorlm.plan.optimizers import keeps
 from vectorlm.plan.shapes import ModelShape
@@ -33,14 +33,18 @@ PARTS = (
 )
 
 
+CHUNK_BYTES = 512 * 2**20  # of logits in 32 bits, as `model.loss` cuts them
+LEAST_ROWS = 64
+
 # What a simulation tells apart, which sees blocks begin and end; and what is within it.
 BEGINNING, FORWARD_END = "beginning of the forward pass", "end of the forward pass"
 LOSS, BACKWARD_END = "backward of the loss", "end of the backward pass"
-OPTIMIZER_STEP = "the optimizer's step"
+OPTIMIZER_STEP, EVALUATION = "the optimizer's step", "evaluation"
 _WITHIN = {
-    "in the loss": FORWARD_END,
-    "gathering the head": LOSS,
-    "backward of the head": LOSS,
+    "softmax of the logits": FORWARD_END,
+    "gradients of the logits": FORWARD_END,
+    "whole logits": FORWARD_END,
+    "gathering the last block": LOSS,
     "reducing the gradients of the blocks": "backward of the blocks",
     "backward of the embedding": BACKWARD_END,
     "reducing the gradients of the root": BACKWARD_END,
@@ -146,6 +150,7 @@ class _Step:
         self.adapters = adapters_of(train.lora_peft_config, self.shape)
         self.c = COMPUTE_BYTES[train.effective_precision]
         self.m = MASTER_BYTES[train.effective_precision]
+        self.r = reduced_bytes(train)
         self.tokens = load.tokens(load.rows)
         self.reshards = train.sharding_strategy in ("FULL_SHARD", "HYBRID_SHARD")
         self.replicas = train.sharding_strategy in ("HYBRID_SHARD", "NO_SHARD")
@@ -162,18 +167,14 @@ class _Step:
         shape, layers = self.shape, self.shape.layers
         self.block_all = (shape.parameters - shape.root_parameters) // layers
         self.root_held = shape.root_parameters
-        # Tied matrices are one on a rank, and two when they are gathered.
-        self.root_gathered = self.root_held + shape.tied * shape.embedding_parameters
-        self.block_trained, self.root_trained = self.block_all, self.root_gathered
+        self.block_trained, self.root_trained = self.block_all, self.root_held
         if self.adapters:
             self.block_trained = self.adapters.block_parameters(shape)
             self.root_trained = self.adapters.root_parameters(shape)
             self.block_all += self.block_trained
             self.root_held += self.root_trained
-            self.root_gathered += self.root_trained
         held = layers * self.block_all + self.root_held
-        root = self.root_trained if self.adapters else self.root_held
-        self.trained = layers * self.block_trained + root
+        self.trained = layers * self.block_trained + self.root_trained
         self.frozen = held - self.trained
 
     # --- what is there all the time ---------------------------------------------------------------
@@ -192,15 +193,14 @@ class _Step:
         """Sharded gradients once that many blocks are done. With several micro-batches all are
         there from the second one on."""
         reduced = blocks * self.block_trained
-        every = min(reduced, self.trained)
-        if self.load.accumulation > 1:  # copies add up tied matrices apart from each other
-            root = self.root_trained * self.replicas
-            every = max(self.trained, self.shape.layers * self.block_trained + root)
-        kept = FLOAT if self.replicas and self.load.accumulation > 1 else self.m
-        total = every * kept // self.group
-        if self.replicas and self.m < FLOAT:  # what copies add up in 32 bits stays to the end
-            total += (reduced if kept < FLOAT else 0) * FLOAT // self.group
-        return total
+        other = reduced if self.m != self.r else 0  # reduced in one type, and cast to another
+        if self.replicas and self.load.accumulation > 1:  # kept as copies will add them up
+            return (self.trained * self.r + other * self.m) // self.group
+        every = self.trained if self.load.accumulation > 1 else reduced
+        total = every * self.m
+        if self.replicas:  # what copies add up stays to the end
+            total += other * self.r
+        return total // self.group
 
     # --- activations ------------------------------------------------------------------------------
 
@@ -220,15 +220,19 @@ class _Step:
 
     @property
     def last_norm(self) -> int:
-        """Kept by the last norm, and the head's input."""
+        """Kept by the last norm."""
         size = self.tokens.count * self.shape.hidden
         if self.shape.family.norm in ("layer", "bare"):
-            return size * self.c * (2 if self.adapters is None else 1)
+            return size * self.c
         wide = size * FLOAT
         if self.adapters:
             return wide
-        weighted = size * (self.c if self.shape.family.norm == "rms" else FLOAT)
-        return wide + weighted + size * self.c
+        return wide + size * (self.c if self.shape.family.norm == "rms" else FLOAT)
+
+    @property
+    def hidden(self) -> int:
+        """What the head is given; all tokens are taken to be learned."""
+        return self.tokens.count * self.shape.hidden * self.c
 
     # --- buffers of the shards --------------------------------------------------------------------
 
@@ -247,99 +251,142 @@ class _Step:
 
     @property
     def root_bytes(self) -> int:
-        return self.root_gathered * self.c
+        return self.root_held * self.c
 
     @property
     def head_gradient(self) -> int:
-        size = self.shape.embedding_parameters * self.c
-        return size if self.adapters is None or self.adapters.root_parameters(self.shape) else 0
+        return self.head_trained * self.c
 
-    def reduced(self, trained: int) -> int:
-        """Gradients as they are reduced: all of them in 32 bits, beside what they are copied from
-        or, when that is gone, what becomes of them."""
-        cast = self.m if self.m < FLOAT else 0
-        return trained * FLOAT + max(trained * self.c, trained * (FLOAT + cast) // self.group)
+    @property
+    def head_trained(self) -> int:
+        trains = self.adapters is None or self.adapters.root_parameters(self.shape)
+        return self.shape.embedding_parameters if trains else 0
+
+    def reduced(self, trained: int, last: int = 0) -> int:
+        """Gradients as they are reduced: all of them, beside what they are copied from or, when
+        that is gone but for the `last` one, what becomes of them."""
+        cast = self.m if self.m != self.r else 0
+        made = trained * (self.r + cast) // self.group + (last if self.group > 1 else 0)
+        return trained * self.r + max(trained * self.c, made)
 
     # --- moments ----------------------------------------------------------------------------------
 
     def moments(self) -> Iterator[Moment]:
         yield self._beginning()
+        yield from self._forward()
         yield from self._loss()
-        yield from self._head()
+        yield self._gathering_again()
         for k in reversed(range(self.shape.layers)):
             yield from self._blocks(k)
         yield from self._end()
         if self.load.evaluation_rows:
-            yield self._evaluation()
+            yield from self._evaluation()
 
     def _moment(self, name: str, gradients: int, **parts: int) -> Moment:
         return Moment(name, self.held(gradients) | parts)
 
     def _beginning(self) -> Moment:
-        """The root's parameters twice, as they came and as they are used; the first block comes."""
+        """The root's parameters twice, as they came and as they are used."""
         arrived = self.root_bytes if self.group > 1 else 0
-        first = self.block_gathered if self.group > 1 else 0
         return self._moment(
             BEGINNING,
             self.gradients(0),
             activations=self.constant + self.tokens.count * self.shape.hidden * self.c,
             logits=0,
-            communication=self.root_bytes + self.block_gathered + max(arrived, first),
+            communication=self.root_bytes + arrived,
         )
 
+    def _forward(self) -> Iterator[Moment]:
+        """Each unit stays twice, as it came and as it is used, until the next one has come."""
+        arrives = self.group > 1
+        for k in sorted({1, self.shape.layers}):
+            before = self.root_bytes if k == 1 else self.block_gathered
+            came = arrives * (before + self.block_gathered)
+            yield self._moment(
+                f"forward of block {k}",
+                self.gradients(0),
+                activations=self.kept(k - 1) + self.block.input_bytes + self.constant,
+                logits=0,
+                communication=self.stays(k - 1) + self.root_bytes + came + self.block_gathered,
+            )
+
     def _loss(self) -> Iterator[Moment]:
-        count, real = self.tokens.count, self.real.vocab_size
-        logits = count * self.shape.vocab_size * self.c
-        wide = count * real * FLOAT
-        layers = self.shape.layers
-        activations = self.kept(layers) + self.last_norm + self.constant
-        capped = 2 * logits if self.shape.logits_capped else 0
-        stays = self.stays(layers)
-        yield self._moment(
-            FORWARD_END,
-            self.gradients(0),
-            activations=activations,
-            logits=logits + capped,
-            communication=stays + self.root_bytes + self.coming,
-        )
-        held = stays and stays + self.root_bytes
-        copy = 0 if self.c == FLOAT else wide
-        yield self._moment(
-            "in the loss",
-            self.gradients(0),
-            activations=activations,
-            logits=logits + copy + wide + capped // 2,
-            communication=held,
-        )
+        """A chunk of logits, and while it is there, its gradients; the head's add up in 32 bits
+        where there are several chunks."""
+        if self.adapters and self.adapters.adapts_head:
+            yield from self._whole_logits()
+            return
+        first, second = self._chunks()
+        part, whole = self.head_gradient, self.head_trained * FLOAT if second else 0
+        sums = whole if self.c < FLOAT else 0  # in 32 bits the first part is the sum
+        soft, gradient = self._logit_bytes()
+        softmax, gradients = "softmax of the logits", "gradients of the logits"
+        yield self._in_the_loss(softmax, first * soft, 0)
+        yield self._in_the_loss(gradients, first * gradient, part + sums)
+        if second:
+            yield self._in_the_loss(softmax, second * soft, whole)
+            yield self._in_the_loss(gradients, second * gradient, part + whole)
         yield self._moment(
             LOSS,
             self.gradients(0),
-            activations=activations,
-            logits=3 * wide + capped // 2,
-            communication=held,
+            activations=self._kept_of_all() + self.hidden,
+            logits=0,
+            communication=self._gathered_at_the_loss() + part + sums,
         )
 
-    def _head(self) -> Iterator[Moment]:
-        layers = self.shape.layers
-        logits = self.tokens.count * self.shape.vocab_size * self.c
-        capped = 2 * logits if self.shape.logits_capped else 0
-        activations = self.kept(layers) + self.last_norm + self.constant
-        arriving = self.root_bytes if self.group > 1 and self.reshards else 0
-        yield self._moment(
-            "gathering the head",
+    def _in_the_loss(self, name: str, logits: int, gradient: int) -> Moment:
+        return self._moment(
+            name,
             self.gradients(0),
-            activations=activations,
-            logits=logits + capped,
-            communication=self.stays(layers) + self.root_bytes + arriving,
-        )
-        back = self.tokens.count * self.shape.hidden * self.c
-        yield self._moment(
-            "backward of the head",
-            self.gradients(0),
-            activations=activations + back,
+            activations=self._kept_of_all() + 2 * self.hidden,
             logits=logits,
-            communication=self.stays(layers) + self.root_bytes + self.coming + self.head_gradient,
+            communication=self._gathered_at_the_loss() + gradient,
         )
+
+    def _gathering_again(self) -> Moment:
+        block = self.block_gathered if self.reshards else 0
+        return self._moment(
+            "gathering the last block",
+            self.gradients(0),
+            activations=self._kept_of_all() + self.hidden,
+            logits=0,
+            communication=self._gathered_at_the_loss() + self.head_gradient + block,
+        )
+
+    def _chunks(self) -> tuple[int, int]:
+        """Entries of logits in the first chunk, and in the second."""
+        vocabulary, count = self.shape.vocab_size, self.tokens.count
+        first = min(count, chunk_rows(vocabulary))
+        return first * vocabulary, min(count - first, first) * vocabulary
+
+    def _logit_bytes(self) -> tuple[int, int]:
+        """Of an entry while the softmax is made: as computed, in 32 bits, and the softmax; or, of
+        logits that are capped, what comes in between. And while gradients are made of it."""
+        computed = self.c if self.c < FLOAT else 0
+        capped = self.shape.logits_capped
+        return computed + (4 if capped else 2) * FLOAT, FLOAT + self.c + capped * FLOAT
+
+    def _kept_of_all(self) -> int:
+        return self.kept(self.shape.layers) + self.last_norm + self.constant
+
+    def _gathered_at_the_loss(self) -> int:
+        """With the last block as it came, until the next one comes."""
+        last = self.block_gathered if self.group > 1 else 0
+        return self.stays(self.shape.layers) + self.root_bytes + last
+
+    def _whole_logits(self) -> Iterator[Moment]:
+        """Of a head that adapters are in."""
+        wide = self.tokens.count * self.real.vocab_size * FLOAT
+        logits = self.tokens.count * self.shape.vocab_size * self.c
+        copy = 0 if self.c == FLOAT else wide
+        for name, size in (("whole logits", logits + copy + wide), (LOSS, 3 * wide)):
+            yield self._moment(
+                name,
+                self.gradients(0),
+                activations=self._kept_of_all() + self.hidden,
+                logits=size,
+                communication=self._gathered_at_the_loss(),
+            )
 
     def _blocks(self, k: int) -> Iterator[Moment]:
         """Backward of block k (from 0); the blocks after it are done."""
@@ -351,7 +398,7 @@ class _Step:
             kept += again
         coming = self.coming if k else 0
         gradient = self.block_trained * self.c
-        reducing = self.block_trained * FLOAT if k < layers - 1 else 0
+        reducing = self.block_trained * self.r if k < layers - 1 else 0
         here = self.stays(k) + self.root_bytes + self.head_gradient
         yield self._moment(
             f"backward of block {k + 1}",
@@ -371,20 +418,22 @@ class _Step:
     def _end(self) -> Iterator[Moment]:
         layers = self.shape.layers
         trained = self.root_trained
-        waiting = self.block_trained * FLOAT
+        waiting = self.block_trained * self.r
+        # Of a tied matrix: the head's, the embedding's, and their sum.
+        twice = 2 * self.head_gradient if self.shape.tied else 0
         yield self._moment(
             "backward of the embedding",
             self.gradients(layers),
             activations=self.tokens.count * self.shape.hidden * self.c + self.constant,
             logits=0,
-            communication=self.root_bytes + trained * self.c + waiting,
+            communication=self.root_bytes + trained * self.c + twice + waiting,
         )
         yield self._moment(
             "reducing the gradients of the root",
             self.gradients(layers),
             activations=self.constant,
             logits=0,
-            communication=self.reduced(trained),
+            communication=self.reduced(trained, last=self.head_gradient),
         )
         own = self.trained * self.m // self.group
         yield self._moment(
@@ -395,19 +444,32 @@ class _Step:
             step=int(own * keeps(self.train.optimizer).temporaries),
         )
 
-    def _evaluation(self) -> Moment:
+    def _evaluation(self) -> Iterator[Moment]:
         """Without gradients: no activations are kept, but a batch may be larger."""
-        count = self.load.tokens(self.load.evaluation_rows).count
-        logits = count * self.shape.vocab_size * self.c
-        copy = 0 if self.c == FLOAT else count * self.real.vocab_size * FLOAT
-        stays = self.stays(self.shape.layers)
-        return self._moment(
-            "evaluation",
+        tokens = self.load.tokens(self.load.evaluation_rows)
+        block = block_memory(self.shape, tokens, self.c, self.kernel, None)
+        # Callers still hold the hidden states in three shapes; scores are held as if kept.
+        passing = block.forward_bytes + 3 * block.input_bytes
+        yield self._moment(
+            EVALUATION,
             0,
-            activations=count * self.shape.hidden * (self.c + FLOAT),
-            logits=logits + copy + count * self.real.vocab_size * FLOAT,
-            communication=stays and stays + self.root_bytes,
+            activations=block.kept_bytes if self.kernel == "eager" else passing,
+            logits=0,
+            communication=self._gathered_at_the_loss() + self.coming,
         )
+        rows = min(tokens.count, chunk_rows(self.shape.vocab_size))
+        yield self._moment(
+            EVALUATION,
+            0,
+            activations=tokens.count * self.shape.hidden * self.c,
+            logits=rows * self.shape.vocab_size * self._logit_bytes()[0],
+            communication=self._gathered_at_the_loss(),
+        )
+
+
+def chunk_rows(vocabulary: int) -> int:
+    """Rows of logits that are computed at once."""
+    return max(CHUNK_BYTES // (FLOAT * vocabulary), LEAST_ROWS)
 
 
 def trained_parameters(shape: ModelShape, adapters: Adapters | None) -> int:

@@ -10,11 +10,12 @@ import math
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
+from vectorlm.config.job_text import megabytes
 from vectorlm.config.schema import Config
 from vectorlm.errors import DataError
 from vectorlm.manifest import Manifest, read_manifest
 from vectorlm.plan.calibration import correction
-from vectorlm.plan.disk import disk, host_bytes
+from vectorlm.plan.disk import FREE_SHARE, copies_bytes, disk, host_bytes, running_bytes
 from vectorlm.plan.duration import StepTime, Work, least_start_s, requeues, step_time
 from vectorlm.plan.gpus import GIB, KNOWN, Gpu, find_gpu
 from vectorlm.plan.lora import adapters_of
@@ -48,9 +49,10 @@ class Hardware:
 
 @dataclass(frozen=True)
 class Outlook:
-    """Bytes and seconds; of memory, of one rank. `fits` is None when it cannot be said, for
-    `why_open`, and False whatever the memory where the run would be refused, for an `obstacle`.
-    What is None is not known: times without a GPU, steps without prepared data."""
+    """Bytes and seconds; of memory, of one rank, and of host memory, of a node: what it needs, and
+    `copies_bytes` where checkpoints are not to be waited for. `fits` is None when it cannot be
+    said, for `why_open`, and False whatever the memory where the run would be refused, for an
+    `obstacle`. What is None is not known: times without a GPU, steps without prepared data."""
 
     fits: bool | None
     why_open: str
@@ -62,6 +64,7 @@ class Outlook:
     doubt_bytes: int
     capacity_bytes: int | None
     host_bytes: int
+    copies_bytes: int
     disk_bytes: int
     checkpoint_bytes: int
     final_bytes: int
@@ -135,6 +138,8 @@ class _Outlook:
         self.corrects = corrects
         self.train = config.train_parameters
         self.gpu = hardware.gpu
+        slurm = config.slurm
+        self.on_gpus = self.gpu is not None or slurm is None or slurm.gpus_per_node > 0
         self.manifest, self.notes = _manifest(config)
         self.adapters = adapters_of(self.train.lora_peft_config, shape)
         evaluation = config.dataset.eval_bs if config.dataset and config.dataset.eval_ds else 0
@@ -155,6 +160,10 @@ class _Outlook:
             fits, why_open = False, obstacle
         self._note(memory)
         written = disk(shape, train, self.adapters, self.manifest.tokens if self.manifest else 0)
+        copies = copies_bytes(
+            written.checkpoint_bytes, train, hardware.ranks, hardware.ranks_per_node
+        )
+        self._note_copies(copies, memory)
         time = self._time()
         steps = self._steps()
         run_s = time.total_s * steps if time and steps else None
@@ -174,6 +183,7 @@ class _Outlook:
             doubt_bytes=doubt,
             capacity_bytes=self.gpu.memory_bytes if self.gpu else None,
             host_bytes=self._host(memory),
+            copies_bytes=copies,
             disk_bytes=written.total_bytes,
             checkpoint_bytes=written.checkpoint_bytes,
             final_bytes=written.final_bytes,
@@ -247,14 +257,9 @@ class _Outlook:
 
     def _host(self, memory: Memory) -> int:
         """A run that asks Slurm for no GPUs trains in the host's memory."""
-        slurm = self.config.slurm
-        on_gpus = self.gpu is not None or slurm is None or slurm.gpus_per_node > 0
-        libraries = host_bytes(
-            self.shape, self.train, self.adapters, self.hardware.ranks_per_node, on_gpus
-        )
-        return (
-            libraries if on_gpus else libraries + memory.peak_bytes * self.hardware.ranks_per_node
-        )
+        per_node = self.hardware.ranks_per_node
+        libraries = host_bytes(self.shape, self.train, self.adapters, per_node, self.on_gpus)
+        return libraries if self.on_gpus else libraries + memory.peak_bytes * per_node
 
     def _obstacle(self, trained: int) -> str:
         """What keeps the run from starting on that GPU, however much memory there is."""
@@ -286,8 +291,24 @@ class _Outlook:
             self.train, self.hardware.ranks, self.hardware.ranks_per_node
         ):
             self.notes.append("the ranks cannot be split evenly into groups that share a copy")
+        changed = [name for name in ("compile", "use_liger_kernel") if getattr(self.train, name)]
+        if changed:
+            self.notes.append(
+                f"memory and time are planned as without {' and '.join(changed)}; what that "
+                "changes is not known"
+            )
         if memory.moment == "evaluation":
             self.notes.append("the peak comes with an evaluation: lower dataset.eval_bs")
+
+    def _note_copies(self, copies: int, memory: Memory) -> None:
+        given = megabytes(self.config.slurm.mem) << 20 if self.config.slurm else 0
+        taken = running_bytes(self.hardware.ranks_per_node, self.on_gpus)
+        taken += 0 if self.on_gpus else memory.peak_bytes * self.hardware.ranks_per_node
+        if given and copies > FREE_SHARE * max(given - taken, 0):
+            self.notes.append(
+                "training waits for each checkpoint: slurm.mem leaves no room for copies of "
+                f"{copies / GIB:.1f} GiB a node"
+            )
 
     def _note_waits(self, time: StepTime | None) -> None:
         if time and time.waits_s > WAITS * time.total_s:
@@ -335,6 +356,11 @@ class _Outlook:
             return self.manifest.tokens / documents
         return float(self.train.max_seq_len)
 
+    def _learned(self) -> float:
+        if self.manifest and self.manifest.tokens:
+            return self.manifest.supervised_tokens / self.manifest.tokens
+        return 1.0
+
     def _time(self) -> StepTime | None:
         if self.gpu is None:
             return None
@@ -345,6 +371,7 @@ class _Outlook:
             self._context(),
             self.hardware.ranks,
             self.hardware.ranks_per_node,
+            self._learned(),
         )
         slurm = self.config.slurm
         between = slurm.node_bytes_per_s if slurm else math.inf  # without it, there is one node

@@ -107,6 +107,7 @@ def to_json(outlook: Outlook, **more: Any) -> str:
         "parameters": outlook.parameters,
         "trained_parameters": outlook.trained_parameters,
         "host_gib": gib(outlook.host_bytes),
+        "host_copies_gib": gib(outlook.copies_bytes),
         "disk_gib": gib(outlook.disk_bytes),
         "checkpoint_gib": gib(outlook.checkpoint_bytes),
         "final_model_gib": gib(outlook.final_bytes),
@@ -250,12 +251,20 @@ def _facts(outlook: Outlook) -> Table:
             f"{_gib(outlook.checkpoint_bytes)}, final-model and hf-model "
             f"{_gib(outlook.final_bytes // 2)} each",
         ),
-        ("host memory", f"{_gib(outlook.host_bytes)} on the first node"),
+        ("host memory", f"{_gib(outlook.host_bytes)} on the first node" + _copies(outlook)),
     ]
     for name, value in rows:
         if value:
             table.add_row(name, value)
     return table
+
+
+def _copies(outlook: Outlook) -> str:
+    if not outlook.copies_bytes:
+        return ""
+    return (
+        f"; {_gib(outlook.copies_bytes)} more a node for copies that checkpoints are written from"
+    )
 
 
 def _seconds(outlook: Outlook) -> str:

@@ -72,6 +72,18 @@ class Tape:
         kept = {tensor for operation in self.operations for tensor in operation.saved}
         return sum(self.sizes[tensor] for tensor in kept - set(without))
 
+    def forward_bytes(self) -> int:
+        """The peak of a pass that keeps nothing: each tensor until its last use."""
+        last = {t: i for i, operation in enumerate(self.operations) for t in operation.inputs}
+        made = {operation.output for operation in self.operations}
+        live = sum(self.sizes[tensor] for tensor in last if tensor not in made)
+        peak = live
+        for i, operation in enumerate(self.operations):
+            live += self.sizes[operation.output]
+            peak = max(peak, live)
+            live -= sum(self.sizes[t] for t in set(operation.inputs) if last[t] == i)
+        return peak
+
     def backward(self, output: Tensor) -> Backward:
         """Runs the tape backwards from a gradient of `output`."""
         return _Run(self).back(output)
