@@ -91,8 +91,10 @@ def not_a_number(shared: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def test_out_of_memory(slurm: Lab, shared: dict[str, Any], tmp_path: Path) -> None:
-    """The logits of one micro-batch (52 GB) are refused: named with the batch, and for good."""
-    large = {**shared, **wide_vocabulary(shared, tmp_path)}
+    """What one layer makes of a micro-batch (24 GB) is refused: named with the batch, and for
+    good.
+    """
+    large = {**shared, **wide_layers(shared, tmp_path)}
     run = JobRun(slurm, tmp_path, large, {"setup": ["ulimit -v 20000000"]}, **SETTINGS)
     run.change(dataset={"train_ds": str(large["data"]), "train_bs": 512})
     run.submit()
@@ -105,17 +107,21 @@ def test_out_of_memory(slurm: Lab, shared: dict[str, Any], tmp_path: Path) -> No
     assert "dataset.train_bs" in said, said
 
 
-def wide_vocabulary(shared: dict[str, Any], folder: Path) -> dict[str, Path]:
-    """400,000 tokens, and rows that are full."""
+def wide_layers(shared: dict[str, Any], folder: Path) -> dict[str, Path]:
+    """Layers 240,000 wide inside, and rows that are full."""
     model = folder / "wide model"
     shutil.copytree(shared["model"], model)
     described = json.loads((model / "config.json").read_text())
     weights = load_file(model / "model.safetensors")
+    width = described["intermediate_size"]
     for name, tensor in weights.items():
-        if tensor.shape[0] == described["vocab_size"]:
-            weights[name] = torch.nn.functional.pad(tensor, (0, 0, 0, 400_000 - len(tensor)))
+        short = [0 if size != width else 240_000 - width for size in tensor.shape]
+        if any(short):
+            by = [0, short[1], 0, short[0]]
+            weights[name] = torch.nn.functional.pad(tensor, by).contiguous()
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
-    (model / "config.json").write_text(json.dumps({**described, "vocab_size": 400_000}))
+    described["intermediate_size"] = 240_000
+    (model / "config.json").write_text(json.dumps(described))
     rows = [[[3] * MAX_SEQ_LEN]] * 1024
     return {"model": model, "data": prepared(folder / "full rows", model, rows)}
 

@@ -52,6 +52,6 @@ def test_bytes_across_the_link(
     lab.limit(UNLIMITED)
     for micro_batches, steps in COUNTED.items():
         counted = sum(ends[n].received - ends[n - 1].received for n in steps) / len(steps)
-        theory = step_bytes(model.bytes, strategy, micro_batches)
+        theory = step_bytes(model, strategy, micro_batches)
         assert counted == pytest.approx(theory, rel=MAX_DEVIATION)
     assert lab.wait(job.id) == "COMPLETED", lab.account(job.id)
