@@ -167,10 +167,12 @@ def test_pure_bf16_is_applied(file: Path, capsys: pytest.CaptureFixture[str]) ->
 
 def test_largest_batch(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = said(capsys, "--config", str(file), "--find-batch")
-    assert "largest micro-batch that fits has 1 row: dataset.train_bs: 1, " in text
-    assert "gradient_accumulation_steps: 4. Tokens a second: -1%" in text
+    assert "largest micro-batch that fits has 2 rows: dataset.train_bs: 2, " in text
+    assert "gradient_accumulation_steps: 2. As many tokens a second" in text
     values = json.loads(said(capsys, "--config", str(file), "--find-batch", "--json"))
-    assert (values["largest_micro_batch"], values["gradient_accumulation_steps"]) == (1, 4)
+    assert (values["largest_micro_batch"], values["gradient_accumulation_steps"]) == (2, 2)
+    few = ["--gpu", "h200:8", "--set", "dataset.train_bs=1"]
+    assert "Tokens a second: +3%" in said(capsys, "--config", str(file), "--find-batch", *few)
     one = said(capsys, "--config", str(file), "--find-batch", "--gpu", "a100:1")
     assert "Not even a micro-batch of one row fits" in one
 
@@ -251,7 +253,7 @@ def test_an_unknown_model(file: Path, capsys: pytest.CaptureFixture[str]) -> Non
 def test_simulation_stands_beside_the_estimate(
     file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["--config", str(file), "--set", "dataset.train_bs=1", "--simulate"]
+    words = ["--config", str(file), "--set", "dataset.train_bs=2", "--simulate"]
     assert "simulated: " in said(capsys, *words)
     values = json.loads(said(capsys, *words, "--json"))
     assert values["simulated"]["peak_gib"] == pytest.approx(values["peak_gib"], rel=0.05)

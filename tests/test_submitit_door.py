@@ -81,7 +81,7 @@ KEYS: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "extra_gres": ({"extra_gres": ["lscratch:100"]}, ["#SBATCH --gres=gpu:1,lscratch:100\n"]),
 }
-NOT_IN_THE_SCRIPT = {"launcher", "max_requeues", "preprocess"}
+NOT_IN_THE_SCRIPT = {"launcher", "max_requeues", "node_gbit_per_s", "preprocess"}
 
 
 @pytest.fixture(autouse=True)

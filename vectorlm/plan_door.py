@@ -159,7 +159,9 @@ def _compared(asked: Asked, then: Outlook) -> str:
     if now.seconds_per_step and then.seconds_per_step:
         before = now.tokens_per_step / now.seconds_per_step
         gain = then.tokens_per_step / then.seconds_per_step / before - 1
-        said += f". Tokens a second: {gain:+.0%}"
+        said += (
+            f". Tokens a second: {gain:+.0%}" if abs(gain) >= 0.005 else ". As many tokens a second"
+        )
     return said
 
 
