@@ -9,6 +9,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from statistics import median
@@ -26,12 +27,12 @@ def arguments(command: str, summary: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def write(command: str, text: str) -> None:
+def write(command: str, text: str, paper: Path = PAPER) -> None:
     """Replace what stands between the command's marks."""
     begin, end = f"<!-- begin: {command} --write -->", "<!-- end -->"
-    head, rest = PAPER.read_text(encoding="utf-8").split(begin)
+    head, rest = paper.read_text(encoding="utf-8").split(begin)
     tail = rest.split(end, 1)[1]
-    PAPER.write_text(f"{head}{begin}\n\n{text}\n\n{end}{tail}", encoding="utf-8")
+    paper.write_text(f"{head}{begin}\n\n{text}\n\n{end}{tail}", encoding="utf-8")
 
 
 def circumstances(command: str, load: float, packages: Sequence[str], more: str = "") -> str:
@@ -59,6 +60,18 @@ def processor() -> str:
         if line.startswith("model name")
     ]
     return names[0] if names else platform.machine()
+
+
+def peak_bytes(pid: int) -> int:
+    """The most memory a process has held; 0 where it has ended.
+
+    Not its ru_maxrss, which begins with what the process that started it has held.
+    """
+    with suppress(OSError):
+        status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+        values = [line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")]
+        return 1024 * int(values[0]) if values else 0
+    return 0
 
 
 def say(text: str) -> None:

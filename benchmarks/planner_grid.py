@@ -21,7 +21,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -33,6 +32,9 @@ from typing import Any
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.paper import ROOT, wrapped, write
 from vectorlm.config.schema import Config, DatasetConfig, TrainParameters
 from vectorlm.plan import memory
 from vectorlm.plan.gpus import find_gpu
@@ -41,7 +43,6 @@ from vectorlm.plan.simulated import Job, Simulated, job_from_json, job_to_json, 
 from vectorlm.simulate import full_batch, simulate
 
 COMMAND = "python benchmarks/planner_grid.py"
-ROOT = Path(__file__).resolve().parents[1]
 PAPER = ROOT / "docs" / "planner.md"
 GIB, MIB = 2**30, 2**20
 LIMIT_S = 600.0
@@ -475,17 +476,6 @@ def circumstances() -> str:
     return wrapped(f"On {time.strftime('%Y-%m-%d')} by `{COMMAND}`: {where}, {versions}.")
 
 
-def wrapped(text: str) -> str:
-    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
-
-
-def write(text: str, mark: str) -> None:
-    begin, end = f"<!-- begin: {mark} --write -->", "<!-- end -->"
-    head, rest = PAPER.read_text(encoding="utf-8").split(begin)
-    tail = rest.split(end, 1)[1]
-    PAPER.write_text(f"{head}{begin}\n\n{text}\n\n{end}{tail}", encoding="utf-8")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog=COMMAND, description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--write", action="store_true", help="put the tables into docs/planner.md")
@@ -501,7 +491,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     text, good = with_gpu() if given.gpu else without_gpu()
     print(text)
     if given.write:
-        write(text, COMMAND + (" --gpu" if given.gpu else ""))
+        write(COMMAND + (" --gpu" if given.gpu else ""), text, PAPER)
     return 0 if good else 1
 
 

@@ -21,7 +21,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -37,6 +36,7 @@ from benchmarks.paper import (
     ROOT,
     arguments,
     circumstances,
+    peak_bytes,
     say,
     spread,
     wrapped,
@@ -254,22 +254,13 @@ def run(command: Sequence[str], log: Path) -> Run:
         )
     memory_mb = 0.0
     while process.poll() is None:
-        memory_mb = peak_mb(process.pid) or memory_mb
+        memory_mb = peak_bytes(process.pid) / 1e6 or memory_mb
         time.sleep(LOOK_S)
     if process.returncode:
         raise RuntimeError(
             f"{' '.join(command)[:80]} ended with {process.returncode}:\n{log.read_text()}"
         )
     return Run(time.monotonic() - began, memory_mb)
-
-
-def peak_mb(pid: int) -> float:
-    """Not its ru_maxrss, which begins with what this process has held."""
-    with suppress(OSError):
-        status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
-        values = [line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")]
-        return int(values[0]) / 1000 if values else 0.0
-    return 0.0
 
 
 def take_turn(name: str, place: Place, log: Path) -> Run:

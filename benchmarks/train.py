@@ -31,7 +31,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.paper import ROOT, arguments, circumstances, say, spread, write
+from benchmarks.paper import ROOT, arguments, circumstances, peak_bytes, say, spread, write
 from benchmarks.subject import LENGTH, SHAPE, VOCABULARY, make_model
 
 COMMAND = "python benchmarks/train.py"
@@ -127,7 +127,7 @@ class Run:
         more, ended = self.after(first + TURN_STEPS, STEP_S * TURN_STEPS)
         self.signal(signal.SIGSTOP)
         self.rates.append((more - tokens) / (ended - began))
-        self.memory_gib = max(map(peak_gib, self.members()))
+        self.memory_gib = max(map(peak_bytes, self.members())) / 2**30
 
     def members(self) -> list[int]:
         """The process and all that it started; torchrun gives ranks sessions of their own."""
@@ -154,12 +154,6 @@ def children_of_all() -> dict[int, list[int]]:
             parent = Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()[1]
             found.setdefault(int(parent), []).append(int(name))
     return found
-
-
-def peak_gib(pid: int) -> float:
-    status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
-    values = [line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")]
-    return int(values[0]) / 2**20 if values else 0.0
 
 
 def start(name: str, setting: Setting, model: Path, documents: Path, folder: Path) -> Run:

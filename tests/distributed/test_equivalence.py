@@ -38,6 +38,10 @@ def accumulation(strategy: str) -> int:
     return 2 if strategy in ON_TWO else 1
 
 
+def adapters() -> dict[str, dict[str, Any]]:
+    return {name: {"lora_peft_config": {**LORA, **option}} for name, option in LORA_OPTIONS.items()}
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory, model_folder: Any) -> dict[str, Any]:
     model = model_folder("llama")
@@ -83,9 +87,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, model_folder: Any) -> dict[st
         gradient_accumulation_steps=2,
         optimizer={"name": "SGD", "lr": 0.1, "kwargs": {"momentum": 0.9}},
     )
-    options = {
-        name: {"lora_peft_config": {**LORA, **option}} for name, option in LORA_OPTIONS.items()
-    }
+    options = adapters()
     for name, option in options.items():
         two[name] = case(name, gradient_accumulation_steps=2, **option)
     four["hybrid, accumulated"] = case(
