@@ -32,7 +32,7 @@ from benchmarks.paper import ROOT, arguments, circumstances, say, spread, write
 from benchmarks.subject import LENGTH, SHAPE, VOCABULARY, make_model, whole_vocabulary
 
 COMMAND = "python benchmarks/train.py"
-BATCH = 8
+BATCH = 8  # rows or documents of all ranks
 DOCUMENTS = 4000
 SUPERVISED = 0.3  # of a chat's tokens
 TURN_STEPS = 3
@@ -95,7 +95,7 @@ def peer(which: str, setting: Setting, model: Path, documents: Path, out: Path) 
         command += ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0"]
     command += [str(ROOT / "benchmarks" / "peers.py"), which, "--model", str(model)]
     command += ["--data", str(documents), "--out", str(out), "--precision", setting.precision]
-    return [*command, "--batch", str(BATCH), "--length", str(LENGTH)]
+    return [*command, "--batch", str(BATCH // setting.ranks), "--length", str(LENGTH)]
 
 
 def ours(setting: Setting, model: Path, documents: Path, folder: Path) -> list[str]:
@@ -110,7 +110,7 @@ def ours(setting: Setting, model: Path, documents: Path, folder: Path) -> list[s
             "checkpointing_enabled": False,
             "optimizer": {"lr": 5e-5},
         },
-        "dataset": {"train_ds": str(folder / "rows"), "train_bs": BATCH},
+        "dataset": {"train_ds": str(folder / "rows"), "train_bs": BATCH // setting.ranks},
         "dataset_preprocess": {
             "load_path": str(documents),
             "save_path": str(folder / "rows"),
@@ -219,8 +219,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     about = (
         f"A Llama of 35 M parameters (hidden size {SHAPE['hidden_size']}, "
         f"{SHAPE['num_hidden_layers']} layers, a vocabulary of {VOCABULARY:,}), documents "
-        f"of 215 tokens on average and at most {LENGTH}, micro-batches of {BATCH} rows or "
-        f"documents; of chat data {SUPERVISED:.0%} of the tokens are learned. A rate is the "
+        f"of 215 tokens on average and at most {LENGTH}, {BATCH} rows or documents a step, divided "
+        f"among the ranks; of chat data {SUPERVISED:.0%} of the tokens are learned. A rate is the "
         f"median of {chosen.rounds} turns of {TURN_STEPS} steps (least-most); GiB is a rank's "
         "largest resident memory."
     )
