@@ -24,7 +24,13 @@ from vectorlm.config.schema import DatasetPreprocess
 from vectorlm.errors import DataError
 from vectorlm.hub_cache import find_dataset
 from vectorlm.manifest import MANIFEST_NAME, Manifest
-from vectorlm.source_files import SourceFiles, contents_sha256, find_files, joined_sha256
+from vectorlm.source_files import (
+    SourceFiles,
+    contents_sha256,
+    find_files,
+    joined_sha256,
+    unread_cure,
+)
 
 FIRST_BYTES = 1 << 20
 ROWS_LOOKED_AT = 20
@@ -174,7 +180,7 @@ def _first_row(here: Surroundings, source: Source, files: SourceFiles) -> Iterat
         yield error(
             "dataset_preprocess.data_field",
             f"{path} has no field {options.data_field!r}; its fields: {have}",
-            f"set data_field to one of {have}",
+            unread_cure(fields, options.columns) or f"set data_field to one of {have}",
         )
 
 

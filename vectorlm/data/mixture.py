@@ -14,7 +14,6 @@ from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
-from vectorlm.config.data_parts import parts_of
 from vectorlm.config.schema import DatasetPreprocess
 from vectorlm.data.chat.detection import RowsAre, look_at_rows
 from vectorlm.data.documents import BadRow, Documents, Encoder, Position, RowBatch, RowEncoder
@@ -31,14 +30,6 @@ class Part(NamedTuple):
     split: str | None
     rows: RowsAre
     weight: float
-
-
-def find_parts(options: DatasetPreprocess, once: bool = False) -> list[Part]:
-    """Every source of the training data; `once`: whatever their weights."""
-    return [
-        find_part(part, part.load_path, part.split, 1.0 if once else weight)
-        for part, weight in parts_of(options)
-    ]
 
 
 def find_part(
@@ -126,9 +117,13 @@ class MixedEncoder:
             for batch in self.encoders[one.part].rows(mixture.parts[one.part].source, here):
                 file = batch.after.file
                 taken = self.thinned(batch, one, file) if one.share < 1 else batch
-                bad = taken.bad if one.first else []  # else they have been counted
-                after = batch.after._replace(file=offset + file)
-                yield taken._replace(bad=bad, after=after)
+                yield taken._replace(
+                    bad=taken.bad if one.first else [],  # else they have been counted
+                    after=batch.after._replace(file=offset + file),
+                    source=one.part,
+                    again=not one.first,
+                    passed_over=len(batch.values) - len(taken.values),
+                )
 
     def thinned(self, batch: RowBatch, one: Pass, file: int) -> RowBatch:
         start = f"{one.part}:{file}:"
@@ -157,7 +152,10 @@ class HeldOut:
         for batch in self.encoder.rows(source, start):
             contents = map(self.encoder.content, batch.values)
             taken = chosen(batch, [at for at, one in enumerate(contents) if self.is_mine(one)])
-            yield taken._replace(bad=[]) if self.held else taken
+            if self.held:
+                yield taken._replace(bad=[])
+            else:
+                yield taken._replace(held_out=len(batch.values) - len(taken.values))
 
     def is_mine(self, content: str | None) -> bool:
         """Bad rows are told of with the training data."""

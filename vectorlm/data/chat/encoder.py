@@ -6,7 +6,6 @@ called by `vectorlm.preprocess`.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +17,7 @@ from vectorlm.chat import formats
 from vectorlm.chat.formats import TURNS, Conversation, PromptCompletion, Tokenized
 from vectorlm.chat.problem import RowProblem
 from vectorlm.chat.spans import NOTHING, Finder, Span
-from vectorlm.chat.template import find_template, own_template
+from vectorlm.chat.template import find_template
 from vectorlm.config.schema import DatasetPreprocess
 from vectorlm.data.chat.detection import COLUMNAR, RowsAre
 from vectorlm.data.chat.marking import Learned, Marker, Spanned
@@ -209,23 +208,6 @@ def make_encoder(
     if rows.row_format in TURNS:
         encoder.finder.check_template()  # before hours are spent
     return encoder
-
-
-def used_options(options: DatasetPreprocess, row_format: str, model: str) -> dict[str, Any]:
-    """What shapes the rows of this format, besides the tokenizer."""
-    used: dict[str, Any] = {"row_format": row_format, "columns": options.columns}
-    if row_format == "tokenized":
-        return used
-    source = None
-    if row_format in TURNS or options.chat_template or own_template_of(model):
-        source = find_template(options.chat_template, model_folder(model)).source
-    digest = hashlib.sha256(source.encode()).hexdigest() if source else None
-    return used | {"learn": options.learn, "chat_template_sha256": digest}
-
-
-def own_template_of(model: str) -> bool:
-    folder = model_folder(model)
-    return folder is not None and own_template(folder) is not None
 
 
 def model_folder(model: str) -> Path | None:
