@@ -62,18 +62,20 @@ class Run:
     def said(self) -> str:
         return self.output.read_text(encoding="utf-8", errors="replace")[-TOLD_CHARACTERS:]
 
-    def take_turn(self, steps: int, before: int = 2) -> list[dict[str, Any]]:
-        """So many steps, measured, and some before them: the first was begun in an earlier turn.
+    def take_turn(self, steps: int, seconds: float = 0.0) -> list[dict[str, Any]]:
+        """At least so many steps and so long, after the one that was begun in an earlier turn.
         Their lines of the log.
         """
         self.signal(signal.SIGCONT)
-        first = len(self.steps()) + before
-        tokens, began = self.after(first, STEP_S)
-        more, ended = self.after(first + steps, STEP_S * steps)
+        first = last = len(self.steps()) + 1
+        tokens, began = more, ended = self.after(first, STEP_S)
+        while last - first < steps or ended - began < seconds:
+            last += 1
+            more, ended = self.after(last, STEP_S)
         self.signal(signal.SIGSTOP)
         self.rates.append((more - tokens) / (ended - began))
         self.memory_gib = max(map(peak_bytes, self.members())) / 2**30
-        return self.steps()[first : first + steps]
+        return self.steps()[first:last]
 
     def members(self) -> list[int]:
         """The process and all that it started; ranks have sessions of their own."""

@@ -105,7 +105,7 @@ def start(setting: Setting, model: Path, data: Path, folder: Path) -> Run:
 
 def take_turn(run: Run, setting: Setting) -> Turn:
     """As many micro-batches in every setting."""
-    lines = run.take_turn(MANY // setting.accumulation, before=1)
+    lines = run.take_turn(MANY // setting.accumulation)
     seconds = sum(line["seconds"] for line in lines)
     tokens = setting.ranks * setting.accumulation * LENGTH * len(lines)
     return Turn(tokens / seconds, seconds / len(lines))

@@ -1,6 +1,6 @@
 """How fast training is beside HF Trainer and TRL: the same model, the same documents, this machine.
 
-    python benchmarks/train.py [--write] [--rounds 5] [--ranks 1 2] [--precision fp32 bf16]
+    python benchmarks/train.py [--write] [--rounds 3] [--ranks 1 2] [--precision fp32 bf16]
 
 A contender is a run of its own that trains on and on; all are started, and in every round each has
 its turn while the others are stopped, so what else goes on on the machine strikes all alike. A rate
@@ -35,7 +35,7 @@ COMMAND = "python benchmarks/train.py"
 BATCH = 8  # rows or documents of all ranks
 DOCUMENTS = 4000
 SUPERVISED = 0.3  # of a chat's tokens
-TURN_STEPS = 3
+TURN_S = 10.0  # a turn is whole steps that take at least this
 
 OURS = "VectorLM, best_fit"
 PEERS = {
@@ -135,7 +135,7 @@ def measure(setting: Setting, model: Path, documents: Path, folder: Path, rounds
             runs.append(start(name, setting, model, documents, folder / str(number)))
         for turn in range(rounds):
             for run in runs:
-                run.take_turn(TURN_STEPS)
+                run.take_turn(1, TURN_S)
             rates = ", ".join(f"{run.name} {run.rates[-1]:,.0f}" for run in runs)
             say(f"{setting}, round {turn + 1}: {rates} tokens/s")
     finally:
@@ -189,7 +189,7 @@ def ratios_of(runs: Sequence[Run]) -> dict[str, float]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = arguments(COMMAND, __doc__)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
     parser.add_argument(
         "--precision", choices=("fp32", "bf16"), nargs="+", default=["fp32", "bf16"]
@@ -221,8 +221,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{SHAPE['num_hidden_layers']} layers, a vocabulary of {VOCABULARY:,}), documents "
         f"of 215 tokens on average and at most {LENGTH}, {BATCH} rows or documents a step, divided "
         f"among the ranks; of chat data {SUPERVISED:.0%} of the tokens are learned. A rate is the "
-        f"median of {chosen.rounds} turns of {TURN_STEPS} steps (least-most); GiB is a rank's "
-        "largest resident memory."
+        f"median of {chosen.rounds} turns of whole steps, {TURN_S:.0f} s or more (least-most); GiB "
+        "is a rank's largest resident memory."
     )
     packages = ("vectorlm", "torch", "transformers", *(["trl"] if find_spec("trl") else []))
     tables = [table(setting, runs) for setting, runs in found.items()]
