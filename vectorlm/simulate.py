@@ -214,7 +214,7 @@ def _as_on_a_gpu() -> Iterator[None]:
         return torch.native_dropout(input, p, training)[0] if training and p else input
 
     fused = nn.functional.scaled_dot_product_attention
-    slice_rows = loss.slice_rows
+    chunk_rows, slice_rows = loss.chunk_rows, loss.slice_rows
 
     def attend(*given: Any, dropout_p: float = 0.0, **named: Any) -> torch.Tensor:
         """Dropout inside of kernels keeps a seed; the CPU's kernel lacks it, and scores would be
@@ -229,6 +229,7 @@ def _as_on_a_gpu() -> Iterator[None]:
         _replaced(nn.functional, "scaled_dot_product_attention", attend),
         _replaced(attention, "scaled_dot_product_attention", attend),
         _replaced(products, "has_onednn", lambda: False),
+        _replaced(loss, "chunk_rows", lambda vocabulary, _: chunk_rows(vocabulary, "cuda")),
         _replaced(loss, "slice_rows", lambda vocabulary, _: slice_rows(vocabulary, "cuda")),
         _replaced(attention, "_KERNELS", {**attention._KERNELS, "flash-attn": _flash_attn}),
     ):

@@ -27,7 +27,7 @@ TRANSFORMS = {
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """64 rows: three chunks, the last of 22."""
-    monkeypatch.setattr(losses, "CHUNK_BYTES", 4 * PADDED * 64)
+    monkeypatch.setattr(losses, "CHUNK_BYTES", {"cpu": 4 * PADDED * 64})
 
 
 def made(
@@ -100,7 +100,7 @@ def test_many_chunks_add_up_in_32_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     _, expected = by_hand(parts, Transform())
     _, in_chunks = ours(parts, Transform())
     parts[0].grad = parts[1].grad = None
-    monkeypatch.setattr(losses, "CHUNK_BYTES", 2**30)
+    monkeypatch.setattr(losses, "CHUNK_BYTES", {"cpu": 2**30})
     _, at_once = ours(parts, Transform())
     many, one = errors(in_chunks, expected)[1], errors(at_once, expected)[1]
     assert many < 1.5 * one
@@ -165,7 +165,7 @@ def test_logits_never_exist_whole() -> None:
     parts = made()
     with Largest() as seen:
         ours(parts, Transform())
-    assert chunk_rows(PADDED) == 64
+    assert chunk_rows(PADDED, "cpu") == 64
     assert 0 < seen.elements <= 64 * PADDED
     with Largest() as seen:  # guards the comparison
         losses.token_loss_sum(torch.nn.functional.linear(*parts[:3]), parts[3], VOCABULARY)
@@ -173,4 +173,4 @@ def test_logits_never_exist_whole() -> None:
 
 
 def test_a_chunk_is_never_tiny() -> None:
-    assert chunk_rows(10**9) == 64
+    assert chunk_rows(10**9, "cpu") == 64

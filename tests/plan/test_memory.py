@@ -141,9 +141,9 @@ def highest(memory: Memory) -> dict[str, int]:
 def test_logits_are_cut_as_the_loss_cuts_them() -> None:
     from vectorlm.model import loss
 
-    assert loss.CHUNK_BYTES == CHUNK_BYTES
+    assert loss.CHUNK_BYTES["cuda"] == CHUNK_BYTES
     for vocabulary in (1000, 32_000, 128_256, 10_000_000):
-        assert chunk_rows(vocabulary) == loss.chunk_rows(vocabulary)
+        assert chunk_rows(vocabulary) == loss.chunk_rows(vocabulary, "cuda")
         assert slice_rows(vocabulary) == loss.slice_rows(vocabulary, "cuda")
 
 
