@@ -1,6 +1,6 @@
 """How fast training is beside HF Trainer and TRL: the same model, the same documents, this machine.
 
-    python benchmarks/train.py [--write] [--rounds 3] [--ranks 1 2] [--precision fp32 bf16]
+    python benchmarks/train.py [--chat] [--write] [--rounds 3] [--ranks 1 2] [--precision fp32 bf16]
 
 A contender is a run of its own that trains on and on; all are started, and in every round each has
 its turn while the others are stopped, so what else goes on on the machine strikes all alike. A rate
@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 import numpy as np
 
@@ -38,12 +39,13 @@ SUPERVISED = 0.3  # of a chat's tokens
 TURN_S = 10.0  # a turn is whole steps that take at least this
 
 OURS = "VectorLM, best_fit"
+ALL_LEARNED = "VectorLM, every token learned"
 PEERS = {
     "HF Trainer, dynamic padding": "dynamic",
     "HF Trainer, packed": "packed",
     "TRL SFTTrainer, packed": "trl",
 }
-AIMS = {"HF Trainer, dynamic padding": 1.9, "HF Trainer, packed": 1.2}
+AIMS = {"HF Trainer, dynamic padding": 1.9, "HF Trainer, packed": 1.2, ALL_LEARNED: 1.3}
 
 
 # --- what is trained --------------------------------------------------------------------
@@ -76,14 +78,20 @@ class Setting:
         return f"{self.ranks} rank{'s' * (self.ranks > 1)}, {self.precision}, {data}"
 
 
-def start(name: str, setting: Setting, model: Path, documents: Path, folder: Path) -> Run:
+class Subject(NamedTuple):
+    model: Path
+    documents: dict[bool, Path]  # of chats, or of plain text
+
+
+def start(name: str, setting: Setting, subject: Subject, folder: Path) -> Run:
     folder.mkdir(parents=True)
     out = folder / "out"
     out.mkdir()
-    if name == OURS:
-        command = ours(setting, model, documents, folder)
+    if name in (OURS, ALL_LEARNED):
+        chat = setting.chat and name != ALL_LEARNED
+        command = ours(setting, subject.model, subject.documents[chat], folder)
     else:
-        command = peer(PEERS[name], setting, model, documents, out)
+        command = peer(PEERS[name], setting, subject.model, subject.documents[setting.chat], out)
     threads = max(len(os.sched_getaffinity(0)) // setting.ranks, 1)
     return begin_stopped(name, command, folder, threads)
 
@@ -127,12 +135,19 @@ def ours(setting: Setting, model: Path, documents: Path, folder: Path) -> list[s
 # --- measuring and telling --------------------------------------------------------------
 
 
-def measure(setting: Setting, model: Path, documents: Path, folder: Path, rounds: int) -> list[Run]:
-    names = [OURS, *(name for name in PEERS if PEERS[name] != "trl" or find_spec("trl"))]
+def contenders(setting: Setting) -> list[str]:
+    """TRL, whose memory is large and who gains nothing from tokens that are not learned, takes part
+    in plain text alone."""
+    if setting.chat:
+        return [OURS, ALL_LEARNED, *(name for name in PEERS if PEERS[name] != "trl")]
+    return [OURS, *(name for name in PEERS if PEERS[name] != "trl" or find_spec("trl"))]
+
+
+def measure(setting: Setting, subject: Subject, folder: Path, rounds: int) -> list[Run]:
     runs: list[Run] = []
     try:
-        for number, name in enumerate(names):
-            runs.append(start(name, setting, model, documents, folder / str(number)))
+        for number, name in enumerate(contenders(setting)):
+            runs.append(start(name, setting, subject, folder / str(number)))
         for turn in range(rounds):
             for run in runs:
                 run.take_turn(1, TURN_S)
@@ -166,17 +181,12 @@ def failures(found: dict[Setting, list[Run]]) -> list[str]:
     for setting, runs in found.items():
         mine, gains = runs[0], ratios_of(runs)
         for name, least in AIMS.items():
-            least = least if setting.ranks == 1 else 1.0
+            least = least if setting.ranks == 1 or name == ALL_LEARNED else 1.0
             if gains.get(name, least) < least:
                 wrong.append(f"{setting}: {gains[name]:.2f} times {name}, the aim is {least}")
         more = [run.name for run in runs[1:] if mine.memory_gib > run.memory_gib]
         if more:
             wrong.append(f"{setting}: more memory than {', '.join(more)}")
-        plain = found.get(Setting(setting.ranks, setting.precision, False))
-        if setting.chat and plain:
-            more_again = median(mine.rates) / median(plain[0].rates)
-            if more_again < 1.3:
-                wrong.append(f"{setting}: {more_again:.2f} times plain text, the aim is 1.3")
     return wrong
 
 
@@ -194,14 +204,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--precision", choices=("fp32", "bf16"), nargs="+", default=["fp32", "bf16"]
     )
+    parser.add_argument("--chat", action="store_true", help="of few tokens learned, not of all")
     chosen = parser.parse_args(argv)
+    command = f"{COMMAND} --chat" if chosen.chat else COMMAND
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the contenders end with this process
     load = os.getloadavg()[0]
     settings = [
-        Setting(ranks, precision, chat)
+        Setting(ranks, precision, chosen.chat)
         for ranks in chosen.ranks
         for precision in chosen.precision
-        for chat in (False, True)
     ]
     found: dict[Setting, list[Run]] = {}
     with tempfile.TemporaryDirectory(prefix="vectorlm-train-") as name:
@@ -212,27 +223,29 @@ def main(argv: Sequence[str] | None = None) -> int:
             chat: make_documents(folder / f"{chat}.jsonl", SUPERVISED if chat else 1.0)
             for chat in (False, True)
         }
+        subject = Subject(model, documents)
         for number, setting in enumerate(settings):
             place = folder / f"setting-{number}"
-            found[setting] = measure(setting, model, documents[setting.chat], place, chosen.rounds)
+            found[setting] = measure(setting, subject, place, chosen.rounds)
             shutil.rmtree(place)
+    learned = f"; {SUPERVISED:.0%} of the tokens are learned" if chosen.chat else ""
     about = (
         f"A Llama of 35 M parameters (hidden size {SHAPE['hidden_size']}, "
         f"{SHAPE['num_hidden_layers']} layers, a vocabulary of {VOCABULARY:,}), documents "
         f"of 215 tokens on average and at most {LENGTH}, {BATCH} rows or documents a step, divided "
-        f"among the ranks; of chat data {SUPERVISED:.0%} of the tokens are learned. A rate is the "
+        f"among the ranks{learned}. A rate is the "
         f"median of {chosen.rounds} turns of whole steps, {TURN_S:.0f} s or more (least-most); GiB "
         "is a rank's largest resident memory."
     )
     packages = ("vectorlm", "torch", "transformers", *(["trl"] if find_spec("trl") else []))
     tables = [table(setting, runs) for setting, runs in found.items()]
-    text = "\n\n".join([circumstances(COMMAND, load, packages, about), *tables])
+    text = "\n\n".join([circumstances(command, load, packages, about), *tables])
     print(text)
     wrong = failures(found)
     for problem in wrong:
         say(problem)
     if chosen.write:
-        write(COMMAND, text)
+        write(command, text)
     return 1 if wrong else 0
 
 
