@@ -21,7 +21,7 @@ from typing import Any
 from vectorlm.config.schema import Config, DatasetPreprocess
 from vectorlm.data.ahead import Ahead, Later
 from vectorlm.data.best_fit import BestFitPacker, window_tokens
-from vectorlm.data.documents import BadRow, Documents, Encoder, Position, RowBatch, RowEncoder
+from vectorlm.data.documents import Documents, Encoder, RowEncoder
 from vectorlm.data.engine import IdsDiffer
 from vectorlm.data.mixture import (
     HeldOut,
@@ -38,8 +38,10 @@ from vectorlm.data.sources import Source
 from vectorlm.data.store import RowWriter, existing_manifest, open_rows
 from vectorlm.data.text_encoder import TextEncoder
 from vectorlm.data.tokenize import TextTokenizer, load_tokenizer
+from vectorlm.data.workers import Workers
 from vectorlm.errors import ConfigError, DataError
 from vectorlm.manifest import Manifest, options_sha256
+from vectorlm.row_batch import BadRow, Position, RowBatch
 
 BAD_ROWS_SHOWN = 3
 SLOW_HASH_BYTES = 2 << 30
@@ -305,9 +307,11 @@ class Making:
 
     def write_rows(self, writer: RowWriter, progress: Progress) -> None:
         source, tokenizer = self.job.source, self.encoder.tokenizer
+        workers = Workers(self.job.options.workers, self.job.options.memory_mb)
         with (
             Ahead(self.encoder.rows(source, self.position), BATCHES_AHEAD) as batches,
-            Ahead(encoded(self.encoder, batches), BATCHES_AHEAD) as all_documents,
+            Ahead(encoded(self.encoder, batches, workers), BATCHES_AHEAD) as all_documents,
+            workers,  # ended first, so that nothing waits for them
         ):
             for documents, bad, after in all_documents:
                 if progress.documents == 0 and tokenizer.engine:
@@ -347,9 +351,9 @@ class Making:
 
 
 def encoded(
-    encoder: Encoder, batches: Iterable[RowBatch]
+    encoder: Encoder, batches: Iterable[RowBatch], workers: Workers
 ) -> Iterator[tuple[Documents, list[BadRow], Position]]:
-    for batch in batches:
+    for batch in encoder.ready(batches, workers):
         documents, bad = encoder.encode(batch)
         yield documents, batch.bad + bad, batch.after
 
