@@ -175,6 +175,9 @@ def test_a_bad_csv_row_is_named_and_the_next_is_read(line: bytes, reason: str, d
     ("content", "message"),
     [
         (b"", "no header line"),
+        (b"a;text\n1;2\n", r"f:1: there is no field 'text' .*: a;text\); its fields .* semicolons"),
+        (b"q,answer\n1,2\n", "data_field names the one to read"),
+        (b"query,answer\n1,2\n", "dataset_format: alpaca and columns: {instruction: query, outp"),
         (b"a,b\n1,2\n", r"f:1: there is no field 'text' \(fields here: a, b\)"),
         (b"text,text\n1,2\n", "stands twice"),
         (b'text,b\na,b\n"c,d\ne,f\n', "f:3: a quote is opened here and never closed"),

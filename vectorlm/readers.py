@@ -27,7 +27,7 @@ import pyarrow as pa
 
 from vectorlm.errors import DataError
 from vectorlm.row_batch import BadRow, Position, RowBatch, Where
-from vectorlm.source_files import opened
+from vectorlm.source_files import opened, unread_cure
 
 BATCH_BYTES = 2 << 20
 CHUNK_BYTES = 1 << 20
@@ -106,7 +106,7 @@ def chosen(record: dict[str, Any], wanted: Wanted) -> dict[str, Any]:
 
 def absent(field: str, fields: list[str]) -> str:
     have = ", ".join(map(str, fields)) or "none"
-    cure = "dataset_preprocess.data_field names the one to read"
+    cure = unread_cure(fields, {}) or "dataset_preprocess.data_field names the one to read"
     return f"there is no field '{field}' (fields here: {have}); {cure}"
 
 

@@ -53,3 +53,7 @@ class RowBatch(NamedTuple):
     where: Where
     bad: list[BadRow]
     after: Position = Position()
+    source: int = 0  # which of several
+    again: bool = False  # whether its rows have been counted in an earlier pass
+    held_out: int = 0  # rows for the other side
+    passed_over: int = 0  # rows that a weight left out

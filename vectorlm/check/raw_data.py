@@ -22,7 +22,13 @@ from vectorlm.hub_cache import find_dataset
 from vectorlm.manifest import MANIFEST_NAME, Manifest
 from vectorlm.readers import BadValue, Wanted, check_object, reading
 from vectorlm.row_batch import BadRow, Position
-from vectorlm.source_files import SourceFiles, contents_sha256, find_files, joined_sha256
+from vectorlm.source_files import (
+    SourceFiles,
+    contents_sha256,
+    find_files,
+    joined_sha256,
+    unread_cure,
+)
 
 ROWS_WITH_COLUMNS = 20  # that say what the rows are, as in preprocessing
 ROWS_RENDERED = 100
@@ -202,7 +208,7 @@ def _rows(here: Surroundings, source: Source, files: SourceFiles, rows: Rows) ->
         yield error(
             "dataset_preprocess.data_field",
             f"{files.files[0]} has no field {options.data_field!r}; its fields: {have}",
-            f"set data_field to one of {have}",
+            unread_cure(fields, options.columns) or f"set data_field to one of {have}",
         )
     else:
         wanted = Wanted(options.data_field)

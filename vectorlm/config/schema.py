@@ -308,6 +308,11 @@ class DatasetPreprocess(Section):
         "cut by itself. `truncate`: each document's first `max_seq_len` tokens. `none`: a longer "
         "document is an error.",
     )
+    too_long: Literal["cut", "drop"] = Field(
+        "cut",
+        description="What becomes of documents and conversations longer than `max_seq_len`: "
+        "`cut`, as `packing_type` does; `drop`: left out, counted and listed.",
+    )
     overlap: int = Field(
         0,
         ge=0,

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 Offsets = NDArray[np.int64]
 
+TOO_LONG = "longer than max_seq_len"
+
 
 class Documents(NamedTuple):
     """`labels` are `ignore_index` where nothing is learned."""
@@ -53,6 +55,25 @@ class RowEncoder(Encoder, Protocol):
 
     def content(self, value: Any) -> str | None:
         """Equal for rows that say the same; None where a row is bad."""
+
+
+def without_longer(documents: Documents, limit: int) -> tuple[Documents, list[BadRow]]:
+    """The documents of at most so many tokens, and the others."""
+    lengths = np.diff(documents.offsets)
+    kept = np.flatnonzero(lengths <= limit)
+    if len(kept) == len(lengths):
+        return documents, []
+    bad = [
+        BadRow(documents.where[at], TOO_LONG, f"{lengths[at]} tokens; max_seq_len is {limit}")
+        for at in np.flatnonzero(lengths > limit).tolist()
+    ]
+    tokens = np.repeat(lengths <= limit, lengths)
+    return Documents(
+        documents.ids[tokens],
+        documents.labels[tokens],
+        offsets_of(lengths[kept]),
+        documents.where.take(kept),
+    ), bad
 
 
 class RowBlock(NamedTuple):

@@ -157,7 +157,7 @@ def test_a_template_by_path_is_part_of_what_was_used(
     mine.write_text("{% for m in messages %}{{ m.role }}> {{ m.content }}</s>{% endfor %}")
     capsys.readouterr()
     prepare_config(config)
-    assert "chat_template_sha256 was" in capsys.readouterr().out
+    assert "the text of chat_template was" in capsys.readouterr().out
 
 
 def test_a_bad_row_stops_or_is_counted(tmp_path: Path, chat_config: MakeConfig) -> None:
@@ -365,8 +365,9 @@ def prepare_until(config: dict[str, Any], batches: int) -> subprocess.CompletedP
 
 
 def test_an_interrupted_run_is_gone_on_with(tmp_path: Path, chat_config: MakeConfig) -> None:
+    some = [row for chat in chats(600) for row in ([chat, {"text": "x"}])]
     entries = [
-        {"load_path": str(jsonl(tmp_path / "a.jsonl", chats(600))), "weight": 1.5},
+        {"load_path": str(jsonl(tmp_path / "a.jsonl", some)), "weight": 1.5},
         {"load_path": str(jsonl(tmp_path / "b.jsonl", [{"text": "x"}, *chats(400)]))},
     ]
     entries[1]["dataset_format"] = "messages"
@@ -384,4 +385,4 @@ def test_an_interrupted_run_is_gone_on_with(tmp_path: Path, chat_config: MakeCon
         assert ("going on with an interrupted run" in done.stdout) == bool(deaths)
         folders[name] = {one.name: one.read_bytes() for one in (tmp_path / name).iterdir()}
     assert folders["whole"] == folders["broken"]
-    assert read_manifest(tmp_path / "whole").skipped == {"field absent": 1}
+    assert read_manifest(tmp_path / "whole").skipped == {"field absent": 601}

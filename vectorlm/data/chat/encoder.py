@@ -6,7 +6,6 @@ called by `vectorlm.preprocess`.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +18,7 @@ from vectorlm.chat.formats import COLUMNAR, TURNS, Tokenized
 from vectorlm.chat.problem import RowProblem
 from vectorlm.chat.renderer import Piece, Recipe, Refused, Renderer
 from vectorlm.chat.spans import NOTHING
-from vectorlm.chat.template import find_template, own_template
+from vectorlm.chat.template import find_template
 from vectorlm.config.schema import DatasetPreprocess
 from vectorlm.data.chat.detection import RowsAre
 from vectorlm.data.chat.marking import Marker, Spanned
@@ -190,23 +189,6 @@ def recipe_of(
         [*(text for text, is_special in tokens.items() if is_special), *special.values()],
         list(tokens),
     )
-
-
-def used_options(options: DatasetPreprocess, row_format: str, model: str) -> dict[str, Any]:
-    """What shapes the rows of this format, besides the tokenizer."""
-    used: dict[str, Any] = {"row_format": row_format, "columns": options.columns}
-    if row_format == "tokenized":
-        return used
-    source = None
-    if row_format in TURNS or options.chat_template or own_template_of(model):
-        source = find_template(options.chat_template, model_folder(model)).source
-    digest = hashlib.sha256(source.encode()).hexdigest() if source else None
-    return used | {"learn": options.learn, "chat_template_sha256": digest}
-
-
-def own_template_of(model: str) -> bool:
-    folder = model_folder(model)
-    return folder is not None and own_template(folder) is not None
 
 
 def model_folder(model: str) -> Path | None:
