@@ -7,7 +7,7 @@ PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 JOBS ?= 2
-BENCH ?= preprocess train loop_overhead checkpoint_stall slow_link
+BENCH ?= preprocess train scaling loop_overhead checkpoint_stall slow_link
 
 BIN := $(VENV)/bin
 # Written last by a complete installation; older than the files below, it is done again.
@@ -24,6 +24,7 @@ help:
 	@echo "make format   put the code into shape"
 	@echo "make docs     write the generated references and job scripts again"
 	@echo "make bench    all benchmarks, on a quiet machine, about an hour; BENCH=train is one, ARGS=--write updates docs"
+	@echo "              BENCH=gpu needs an NVIDIA GPU and ten minutes, and is not among all"
 	@echo "make venv     the virtual environment alone, in $(VENV)"
 	@echo "make clean    remove caches and the demo's files; the virtual environment stays"
 

@@ -1,6 +1,6 @@
 """How fast training is beside HF Trainer and TRL: the same model, the same documents, this machine.
 
-    python benchmarks/train.py [--write] [--rounds 5] [--ranks 1 2] [--precision fp32 bf16]
+    python benchmarks/train.py [--write] [--rounds 3] [--ranks 1 2] [--precision fp32 bf16]
 
 A contender is a run of its own that trains on and on; all are started, and in every round each has
 its turn while the others are stopped, so what else goes on on the machine strikes all alike. A rate
@@ -17,30 +17,25 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import numpy as np
-import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.paper import ROOT, arguments, circumstances, peak_bytes, say, spread, write
-from benchmarks.subject import LENGTH, SHAPE, VOCABULARY, make_model
+from benchmarks.contenders import Run, begin_stopped, vectorlm
+from benchmarks.paper import ROOT, arguments, circumstances, say, spread, write
+from benchmarks.subject import LENGTH, SHAPE, VOCABULARY, make_model, whole_vocabulary
 
 COMMAND = "python benchmarks/train.py"
-BATCH = 8
+BATCH = 8  # rows or documents of all ranks
 DOCUMENTS = 4000
 SUPERVISED = 0.3  # of a chat's tokens
-TURN_STEPS = 3
-START_S, STEP_S = 300.0, 180.0
-POLL_S = 0.005
+TURN_S = 10.0  # a turn is whole steps that take at least this
 
 OURS = "VectorLM, best_fit"
 PEERS = {
@@ -52,16 +47,6 @@ AIMS = {"HF Trainer, dynamic padding": 1.9, "HF Trainer, packed": 1.2}
 
 
 # --- what is trained --------------------------------------------------------------------
-
-
-def whole_vocabulary(model: Path) -> None:
-    """A word for each of the model's ids."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    words = {"<s>": 0, "</s>": 1, "<unk>": 2} | {f"w{i}": i for i in range(3, VOCABULARY)}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.save(str(model / "tokenizer.json"))
 
 
 def make_documents(path: Path, learned: float) -> Path:
@@ -91,71 +76,6 @@ class Setting:
         return f"{self.ranks} rank{'s' * (self.ranks > 1)}, {self.precision}, {data}"
 
 
-@dataclass
-class Run:
-    """A contender's processes, stopped unless it has its turn."""
-
-    name: str
-    process: subprocess.Popen[bytes]
-    log: Path
-    output: Path
-    rates: list[float] = field(default_factory=list)
-    memory_gib: float = 0.0
-
-    def steps(self) -> list[dict[str, Any]]:
-        try:
-            text = self.log.read_text(encoding="utf-8")
-        except FileNotFoundError:
-            return []
-        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
-
-    def after(self, step: int, limit_s: float) -> tuple[int, float]:
-        """Wait for the end of a step: the real tokens so far, and when it was seen."""
-        deadline = time.monotonic() + limit_s
-        while len(done := self.steps()) < step:
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(
-                    f"{self.name}: no step {step}:\n{self.output.read_text()[-3000:]}"
-                )
-            time.sleep(POLL_S)
-        return done[step - 1]["tokens"], time.monotonic()
-
-    def take_turn(self) -> None:
-        self.signal(signal.SIGCONT)
-        first = len(self.steps()) + 2  # the step under way was begun before
-        tokens, began = self.after(first, STEP_S)
-        more, ended = self.after(first + TURN_STEPS, STEP_S * TURN_STEPS)
-        self.signal(signal.SIGSTOP)
-        self.rates.append((more - tokens) / (ended - began))
-        self.memory_gib = max(map(peak_bytes, self.members())) / 2**30
-
-    def members(self) -> list[int]:
-        """The process and all that it started; torchrun gives ranks sessions of their own."""
-        children = children_of_all()
-        found = [self.process.pid]
-        for pid in found:
-            found += children.get(pid, [])
-        return found
-
-    def signal(self, number: int) -> None:
-        for pid in self.members():
-            os.kill(pid, number)
-
-    def end(self) -> None:
-        for pid in self.members():
-            os.kill(pid, signal.SIGKILL)
-        self.process.wait()
-
-
-def children_of_all() -> dict[int, list[int]]:
-    found: dict[int, list[int]] = {}
-    for name in filter(str.isdigit, os.listdir("/proc")):
-        with suppress(OSError):
-            parent = Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()[1]
-            found.setdefault(int(parent), []).append(int(name))
-    return found
-
-
 def start(name: str, setting: Setting, model: Path, documents: Path, folder: Path) -> Run:
     folder.mkdir(parents=True)
     out = folder / "out"
@@ -165,29 +85,7 @@ def start(name: str, setting: Setting, model: Path, documents: Path, folder: Pat
     else:
         command = peer(PEERS[name], setting, model, documents, out)
     threads = max(len(os.sched_getaffinity(0)) // setting.ranks, 1)
-    environment = os.environ | {
-        "OMP_NUM_THREADS": str(threads),
-        "HF_HUB_OFFLINE": "1",
-        "PYTHONPATH": str(ROOT),
-        "TOKENIZERS_PARALLELISM": "true",
-    }
-    output = folder / "output"
-    with open(output, "wb") as file:
-        process = subprocess.Popen(
-            command,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            cwd=folder,
-        )
-    run = Run(name, process, out / "metrics.jsonl", output)
-    try:
-        run.after(2, START_S)
-    except RuntimeError:
-        run.end()
-        raise
-    run.signal(signal.SIGSTOP)
-    return run
+    return begin_stopped(name, command, folder, threads)
 
 
 def peer(which: str, setting: Setting, model: Path, documents: Path, out: Path) -> list[str]:
@@ -197,7 +95,7 @@ def peer(which: str, setting: Setting, model: Path, documents: Path, out: Path) 
         command += ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0"]
     command += [str(ROOT / "benchmarks" / "peers.py"), which, "--model", str(model)]
     command += ["--data", str(documents), "--out", str(out), "--precision", setting.precision]
-    return [*command, "--batch", str(BATCH), "--length", str(LENGTH)]
+    return [*command, "--batch", str(BATCH // setting.ranks), "--length", str(LENGTH)]
 
 
 def ours(setting: Setting, model: Path, documents: Path, folder: Path) -> list[str]:
@@ -212,7 +110,7 @@ def ours(setting: Setting, model: Path, documents: Path, folder: Path) -> list[s
             "checkpointing_enabled": False,
             "optimizer": {"lr": 5e-5},
         },
-        "dataset": {"train_ds": str(folder / "rows"), "train_bs": BATCH},
+        "dataset": {"train_ds": str(folder / "rows"), "train_bs": BATCH // setting.ranks},
         "dataset_preprocess": {
             "load_path": str(documents),
             "save_path": str(folder / "rows"),
@@ -220,12 +118,10 @@ def ours(setting: Setting, model: Path, documents: Path, folder: Path) -> list[s
             "packing_type": "best_fit",
         },
     }
-    file = folder / "config.yaml"
-    file.write_text(yaml.safe_dump(config), encoding="utf-8")
-    prepare = [sys.executable, str(ROOT / "preprocess_data.py"), "--config", str(file)]
+    command = vectorlm(config, folder, setting.ranks)
+    prepare = [sys.executable, str(ROOT / "preprocess_data.py"), "--config", "config.yaml"]
     subprocess.run(prepare, check=True, stdout=subprocess.DEVNULL, cwd=folder)
-    train = [sys.executable, "-m", "vectorlm.cli", "train", "--config", str(file)]
-    return [*train, "--nproc-per-node", str(setting.ranks)]
+    return command
 
 
 # --- measuring and telling --------------------------------------------------------------
@@ -239,7 +135,7 @@ def measure(setting: Setting, model: Path, documents: Path, folder: Path, rounds
             runs.append(start(name, setting, model, documents, folder / str(number)))
         for turn in range(rounds):
             for run in runs:
-                run.take_turn()
+                run.take_turn(1, TURN_S)
             rates = ", ".join(f"{run.name} {run.rates[-1]:,.0f}" for run in runs)
             say(f"{setting}, round {turn + 1}: {rates} tokens/s")
     finally:
@@ -293,7 +189,7 @@ def ratios_of(runs: Sequence[Run]) -> dict[str, float]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = arguments(COMMAND, __doc__)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
     parser.add_argument(
         "--precision", choices=("fp32", "bf16"), nargs="+", default=["fp32", "bf16"]
@@ -311,7 +207,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="vectorlm-train-") as name:
         folder = Path(name)
         model = make_model(folder / "model")
-        whole_vocabulary(model)
+        whole_vocabulary(model, VOCABULARY)
         documents = {
             chat: make_documents(folder / f"{chat}.jsonl", SUPERVISED if chat else 1.0)
             for chat in (False, True)
@@ -323,10 +219,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     about = (
         f"A Llama of 35 M parameters (hidden size {SHAPE['hidden_size']}, "
         f"{SHAPE['num_hidden_layers']} layers, a vocabulary of {VOCABULARY:,}), documents "
-        f"of 215 tokens on average and at most {LENGTH}, micro-batches of {BATCH} rows or "
-        f"documents; of chat data {SUPERVISED:.0%} of the tokens are learned. A rate is the "
-        f"median of {chosen.rounds} turns of {TURN_STEPS} steps (least-most); GiB is a rank's "
-        "largest resident memory."
+        f"of 215 tokens on average and at most {LENGTH}, {BATCH} rows or documents a step, divided "
+        f"among the ranks; of chat data {SUPERVISED:.0%} of the tokens are learned. A rate is the "
+        f"median of {chosen.rounds} turns of whole steps, {TURN_S:.0f} s or more (least-most); GiB "
+        "is a rank's largest resident memory."
     )
     packages = ("vectorlm", "torch", "transformers", *(["trl"] if find_spec("trl") else []))
     tables = [table(setting, runs) for setting, runs in found.items()]

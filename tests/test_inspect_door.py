@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from tests.test_layout import run_without_heavy_libraries
 from tests.tiny import write_rows
 from vectorlm.cli import main
 from vectorlm.data.store import open_rows
+from vectorlm.data.tokenize import load_tokenizer
 from vectorlm.inspect_door import (
     DIM,
     GREEN,
@@ -71,13 +73,22 @@ def test_rows_as_a_person_would_read_them(config: Path, capsys: pytest.CaptureFi
 def test_another_folder_and_another_tokenizer(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made = {"tokenizer_file_sha256": "content:0"}
-    write_rows(tmp_path / "rows", [[[3, 4, 5]]], 8, **made)
+    model = json.loads(config.read_text())["model"]
+    made = {"tokenizer_sha256": load_tokenizer(model).sha256, "tokenizer_file_sha256": "bytes:0"}
+    write_rows(tmp_path / "rows", [[[3, 4, 5]]], 8, cut_documents=7, **made)
     arguments = ["data", "inspect", "--config", str(config), "--folder", str(tmp_path / "rows")]
-    assert main(arguments) == 0
+    assert main(arguments) == 0, "other bytes, the same ids"
     said = capsys.readouterr().out
-    assert "with another tokenizer" in said
     assert "=== row 0: 3 tokens, 2 learned, documents: 1" in said
+    assert "7 documents were cut: one that is shown may be a piece" in said
+    for file_sha256 in ("content:0", None):
+        shutil.rmtree(tmp_path / "rows")
+        write_rows(tmp_path / "rows", [[[3, 4, 5]]], 8, tokenizer_file_sha256=file_sha256)
+        assert main(arguments) == 2
+        shown = capsys.readouterr()
+        assert shown.out == ""
+        words = f"rows: was prepared with another tokenizer than that of {model}; prepare it again"
+        assert words in shown.err
     assert main([*arguments[:-1], str(tmp_path / "gone")]) == 2
     assert "there is no such folder of prepared data" in capsys.readouterr().err
 

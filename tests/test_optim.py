@@ -39,7 +39,14 @@ def parameters() -> TrainParameters:
 class Run:
     """A schedule on an optimizer, stepped as the trainer does: an evaluation every second step."""
 
-    def __init__(self, name: str, warmup: int = WARMUP, peak: float = PEAK, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        name: str,
+        warmup: int = WARMUP,
+        peak: float = PEAK,
+        total: int = TOTAL,
+        **kwargs: Any,
+    ) -> None:
         train = parameters().model_copy(
             update={
                 "lr_scheduler_type": name,
@@ -47,7 +54,7 @@ class Run:
             }
         )
         self.optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(2))], lr=peak)
-        self.schedule = Schedule(train, self.optimizer, TOTAL, warmup)
+        self.schedule = Schedule(train, self.optimizer, total, warmup)
 
     def rates(self, losses: list[float], steps: range) -> list[float]:
         """The rate of each step; the evaluation after step n gives `losses[n]`."""
@@ -108,6 +115,20 @@ def test_a_new_peak_holds_from_the_resume_on(name: str, done: int) -> None:
     second.schedule.restore(json.loads(json.dumps(first.schedule.state())))
     halved = second.rates(stagnating(), range(done, TOTAL))
     assert halved == pytest.approx([rate / 2 for rate in as_before[done:]], abs=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(set(get_args(SchedulerType)) - {"greedy"}))
+@pytest.mark.parametrize("done", [7, TOTAL])
+def test_a_new_length_holds_from_the_resume_on(name: str, done: int) -> None:
+    """After the end of the shorter schedule, too: its last rate, perhaps 0, is not taken along."""
+    patience = {"patience": 100} if "plat" in name else {}
+    longer = Run(name, total=2 * TOTAL, **patience)
+    expected = longer.rates(stagnating(2 * TOTAL), range(2 * TOTAL))
+    first = Run(name, **patience)
+    first.rates(stagnating(), range(done))
+    second = Run(name, total=2 * TOTAL, **patience)
+    second.schedule.restore(json.loads(json.dumps(first.schedule.state())))
+    assert second.rates(stagnating(2 * TOTAL), range(done, 2 * TOTAL)) == expected[done:]
 
 
 @pytest.mark.parametrize("name", get_args(SchedulerType))

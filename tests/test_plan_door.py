@@ -253,7 +253,8 @@ def test_an_unknown_model(file: Path, capsys: pytest.CaptureFixture[str]) -> Non
 def test_simulation_stands_beside_the_estimate(
     file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["--config", str(file), "--set", "dataset.train_bs=2", "--simulate"]
+    # With one row a moment is highest by far; with more, the loss and the blocks nearly tie.
+    words = ["--config", str(file), "--set", "dataset.train_bs=1", "--simulate"]
     assert "simulated: " in said(capsys, *words)
     values = json.loads(said(capsys, *words, "--json"))
     assert values["simulated"]["peak_gib"] == pytest.approx(values["peak_gib"], rel=0.05)

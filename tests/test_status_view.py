@@ -116,6 +116,15 @@ def test_the_users_runs(tmp_path: Path, status: Callable[..., str]) -> None:
     assert kinds == ["sweep", "run", "run"]
 
 
+def test_the_run_of_a_file(tmp_path: Path, status: Callable[..., str]) -> None:
+    finished(tmp_path / "out")
+    train = f"{{output_dir: {tmp_path}/out, max_seq_len: 8}}"
+    (tmp_path / "c.yaml").write_text(f"model: m\ntrain_parameters: {train}\n")
+    assert status("--config", tmp_path / "c.yaml") == status(tmp_path / "out")
+    other = f"train_parameters.output_dir={tmp_path}/gone"
+    assert main(["status", "--config", str(tmp_path / "c.yaml"), "--set", other]) == EXIT_USER
+
+
 def test_a_sweep(tmp_path: Path, status: Callable[..., str]) -> None:
     sweep = make_sweep(tmp_path / "sweep", runs=3)
     run_of(sweep / "000", 2.0).failed(failure(0, 1.0, "OSError", "no room"))

@@ -21,7 +21,9 @@ import yaml
 
 from tests.tiny import MAX_POSITIONS, VOCABULARY, write_rows
 from vectorlm import checkpoint
+from vectorlm.config.load import load_config
 from vectorlm.errors import EXIT_OK, EXIT_USER
+from vectorlm.preprocess import prepare_config
 from vectorlm.stop import STOP_SIGNALS
 from vectorlm.train import main
 
@@ -163,6 +165,35 @@ def test_a_token_beyond_the_vocabulary(
     run.dataset(train_ds=str(data))
     said = (f"token {VOCABULARY}", f"vocabulary of {VOCABULARY}", "resize")
     assert_told(run, capfd, data, *said)
+
+
+def test_data_that_the_file_would_not_make_now(
+    run: Run, shared: dict[str, Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    texts = [{"text": "The quick brown fox jumps."}] * 40
+    raw = run.folder / "raw.jsonl"
+    raw.write_text("".join(json.dumps(row) + "\n" for row in texts))
+    prepare = {"load_path": str(raw), "save_path": str(run.folder / "rows"), "packing_type": "full"}
+    run.content["dataset_preprocess"] = prepare
+    run.dataset(train_ds=prepare["save_path"])
+    run.file.write_text(yaml.safe_dump(run.content))
+    prepare_config(load_config(run.file))
+    raw.unlink()  # training needs it no more
+    prepare["packing_type"] = "partial"
+    said = ("packing_type was 'full' and is 'partial'", "prepare it again, or set that back")
+    assert_told(run, capfd, prepare["save_path"], *said)
+    prepare["packing_type"] = "full"
+    assert run.start() == EXIT_OK
+
+
+def test_what_is_chosen_otherwise_is_said(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
+    run.train(async_checkpointing=False, precision="bf16-mixed", reduce_dtype="compute")
+    run.dataset(group_by_length=True, longest_first=False)
+    assert run.start() == EXIT_OK
+    said = capfd.readouterr().out
+    for line in ("async_checkpointing: false", "reduce_dtype: ", "group_by_length: ", "longest_f"):
+        assert said.count(f"\n{line}") == 1, said
+    assert "compile" not in said
 
 
 def test_another_row_length(run: Run, capfd: pytest.CaptureFixture[str]) -> None:

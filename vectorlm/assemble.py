@@ -17,18 +17,20 @@ import vectorlm
 from vectorlm.attempt import Attempt
 from vectorlm.checkpoint import Checkpoints
 from vectorlm.config.load import config_to_dict
-from vectorlm.config.schema import Config, DatasetConfig
+from vectorlm.config.schema import Config, DatasetConfig, TrainParameters
 from vectorlm.data.tokenize import load_tokenizer
 from vectorlm.dataset import Dataset
 from vectorlm.distributed import Ranks, connect, disconnect, rank_left
 from vectorlm.errors import DataError, RankLostError, VectorLMError
 from vectorlm.final_model import save_final_model
+from vectorlm.manifest import refuse_other_tokenizer
 from vectorlm.measure import preflight
 from vectorlm.metrics import Metrics, Work
 from vectorlm.model.causal import CausalModel
 from vectorlm.model.load import Place, load_model, model_folder, read_config
 from vectorlm.optim import Schedule, build_optimizer, build_scaler
 from vectorlm.plan.flops import peak_flops, train_flops_per_token
+from vectorlm.recipe import refuse_if_changed
 from vectorlm.resume import Start, find_start
 from vectorlm.steps import warmup_steps
 from vectorlm.stop import StopFlag
@@ -170,7 +172,10 @@ def open_data(
     data = opened(dataset.train_ds, dataset.train_bs)
     evaluation = opened(dataset.eval_ds, dataset.eval_bs) if dataset.eval_ds else None
     if ranks.first:
-        _check_vocabulary(config, [d for d in (data, evaluation) if d])
+        opened_data = [d for d in (data, evaluation) if d]
+        for one in opened_data:
+            refuse_if_changed(config, str(one.folder), one.manifest)
+        _check_vocabulary(config, opened_data)
     return data, evaluation
 
 
@@ -180,11 +185,7 @@ def _check_vocabulary(config: Config, datasets: list[Dataset]) -> None:
     vocab_size = read_config(folder).get_text_config().vocab_size
     fingerprint = load_tokenizer(str(folder)).sha256
     for data in datasets:
-        if data.manifest.tokenizer_sha256 != fingerprint:
-            raise DataError(
-                f"{data.folder}: was prepared with another tokenizer than that of {config.model}; "
-                "prepare it again: python preprocess_data.py --config ..."
-            )
+        refuse_other_tokenizer(data.folder, data.manifest, fingerprint, config.model)
         if data.manifest.max_token_id >= vocab_size:
             raise DataError(
                 f"{data.folder}: holds token {data.manifest.max_token_id}, but {config.model} has "
@@ -248,8 +249,30 @@ def _facts(config: Config, dataset: DatasetConfig, trainer: Trainer, start: Star
         f"data {dataset.train_ds}: {steps.rows:,} rows, {trainer.data.manifest.tokens:,} tokens",
         f"{start.total_steps:,} steps of {steps.global_batch} rows, {train.epochs} epochs of "
         f"{steps.per_epoch:,} steps",
+        *_unusual(train, dataset),
         *_idle_gpus(ranks),
     ]
+
+
+def _unusual(train: TrainParameters, dataset: DatasetConfig) -> Iterator[str]:
+    """What is chosen otherwise than by default, and is not seen in the other lines."""
+    if train.compile:
+        yield (
+            "compile: blocks are compiled at the first steps, which may take some minutes without "
+            "a line"
+        )
+    if train.use_liger_kernel:
+        yield "use_liger_kernel: norms, rotary positions and gated layers are liger-kernel's"
+    if train.reduce_dtype == "compute" and train.effective_precision != "32-true":
+        yield "reduce_dtype: gradients are added up in the type of computation"
+    if dataset.group_by_length:
+        yield "group_by_length: each step learns rows about as long as one another"
+    if not dataset.longest_first:
+        yield "longest_first: false, so the longest rows may come late"
+    if train.checkpointing_enabled and not train.async_checkpointing:
+        yield "async_checkpointing: false, so training waits while a checkpoint is written"
+    if not train.checkpointing_enabled:
+        yield "checkpointing_enabled: false, so a stop loses the run"
 
 
 def _idle_gpus(ranks: Ranks) -> Iterator[str]:

@@ -125,8 +125,11 @@ def _add_status_arguments(parser: argparse.ArgumentParser) -> None:
         "of",
         nargs="?",
         metavar="JOB|DIR",
-        help="a job's number, or the output_dir of a run or a sweep (default: your newest runs)",
+        help="a job's number, or the output_dir of a run or a sweep (default: that of --config, "
+        "else your newest runs)",
     )
+    add_config_arguments(parser)
+    parser.set_defaults(config=None)  # asked for the newest runs, it needs no file
     parser.add_argument("--watch", action="store_true", help="go on until the run has ended")
     parser.add_argument("--json", action="store_true", help="for programs")
 
@@ -256,7 +259,10 @@ def _submit(arguments: argparse.Namespace) -> int:
 def _status(arguments: argparse.Namespace) -> int:
     from vectorlm.status_view import show
 
-    show(arguments.of, arguments.watch, arguments.json)
+    given = arguments.of
+    if given is None and arguments.config:
+        given = load_config(arguments.config, arguments.overrides).train_parameters.output_dir
+    show(given, arguments.watch, arguments.json)
     return EXIT_OK
 
 

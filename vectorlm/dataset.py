@@ -6,7 +6,6 @@ Every rank reads only its own rows (memory-mapped), and nothing is skipped to fi
 
 from __future__ import annotations
 
-import hashlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import pyarrow as pa
 
 from vectorlm.batch import Batch
 from vectorlm.data.sampler import epoch_order, grouped_by_length, longest_first
-from vectorlm.data.store import MANIFEST_NAME, open_rows, read_manifest
+from vectorlm.data.store import open_rows, read_manifest
 from vectorlm.errors import DataError
 from vectorlm.row import Row
 from vectorlm.steps import Position, Steps, micro_batches, rank_slice
@@ -135,7 +134,7 @@ class Dataset:
     @property
     def fingerprint(self) -> str:
         """Identifies the prepared data: a resumed run must see the same rows."""
-        return hashlib.sha256((self.folder / MANIFEST_NAME).read_bytes()).hexdigest()
+        return self.manifest.fingerprint()
 
     def batch(self, indices: Sequence[int]) -> Batch:
         made = Batch.from_rows([self.rows[i] for i in indices], self.ignore_index)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -123,13 +123,17 @@ def convert(
         )
     target = Path(out) if out else output_dir / "hf-model"
     _refuse_target(target, source)
+    had_adapters, adapters = (target / CONFIG_FILE).exists(), source.kind == "lora" and not merge
     with _publish(target) as folder:
-        if source.kind == "lora" and not merge:
+        if adapters:
             exported = _write_adapters(source, folder, dtype, verify)
         else:
             exported = _write_model(source, folder, dtype, verify, max_shard_bytes)
         _mark(folder, source, exported)
-    return Exported(**{**exported.__dict__, "folder": target})
+    notes = exported.notes
+    if had_adapters and not adapters:
+        notes += ("the adapters that lay there are replaced",)
+    return replace(exported, folder=target, notes=notes)
 
 
 # Sources

@@ -24,7 +24,7 @@ from vectorlm.data.store import open_rows
 from vectorlm.data.tokenize import load_tokenizer
 from vectorlm.errors import EXIT_OK
 from vectorlm.hub_cache import find_model
-from vectorlm.manifest import Manifest, read_manifest
+from vectorlm.manifest import Manifest, read_manifest, refuse_other_tokenizer
 from vectorlm.row import Row
 from vectorlm.tokenizer_files import FAST, tokenizer_file_sha256
 
@@ -37,12 +37,12 @@ def inspect(config_path: str, overrides: Sequence[str], rows: int, folder: str |
     config = load_config(config_path, overrides)
     path = folder or _folder(config, config_path)
     manifest, table = read_manifest(path), open_rows(path)
+    _refuse_other_tokenizer(config.model, Path(path), manifest)
     reader = Reader(load_backend(config.model), sys.stdout)
     print(overview(path, manifest))
     print(histogram(document_lengths(table)))
-    if _other_tokenizer(config.model, manifest):
-        print(f"\nThese rows were made with another tokenizer than that of {config.model}:")
-        print("what is shown of them is not what they hold.")
+    if manifest.cut_documents:
+        print(f"  {manifest.cut_documents:,} documents were cut: one that is shown may be a piece")
     for number in evenly(table.num_rows, rows):
         print()
         print("\n".join(reader.lines(number, row_of(table, number))))
@@ -74,10 +74,12 @@ def _model_folder(model: str) -> Path | None:
     return path if path.is_dir() else find_model(model)
 
 
-def _other_tokenizer(model: str, manifest: Manifest) -> bool:
+def _refuse_other_tokenizer(model: str, path: Path, manifest: Manifest) -> None:
+    """By the file alone where that is enough: transformers may take seconds to load."""
     folder = _model_folder(model)
-    made_with = manifest.tokenizer_file_sha256
-    return bool(folder and made_with and tokenizer_file_sha256(folder) not in (None, made_with))
+    now = tokenizer_file_sha256(folder) if folder else None
+    if now is None or now != manifest.tokenizer_file_sha256:
+        refuse_other_tokenizer(path, manifest, load_tokenizer(model).sha256, model)
 
 
 # --- the folder -----------------------------------------------------------------------------------

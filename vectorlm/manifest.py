@@ -17,6 +17,29 @@ from vectorlm.errors import DataError
 
 FORMAT = 1
 MANIFEST_NAME = "manifest.json"
+REFUSED_NAME = "refused.jsonl"  # beside it, where rows were refused
+
+
+class SourceCounts(BaseModel):
+    """What one source gave, before packing. Rows are counted once; documents and tokens each time
+    that they are taken."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    load_path: str
+    weight: float
+    bytes: int = 0  # of its files
+    rows: int = 0
+    refused: int = 0
+    too_long: int = 0
+    held_out: int = 0
+    documents: int = 0
+    tokens: int = 0
+    supervised_tokens: int = 0
+
+
+# What says nothing about the rows themselves: data with other notes is the same data.
+NOTES = ("cut_documents", "sources")
 
 
 class Manifest(BaseModel):
@@ -41,6 +64,14 @@ class Manifest(BaseModel):
     source_sha256: str
     options: dict[str, Any]
     options_sha256: str
+    # Documents of which a part stands apart from another, or was left out.
+    cut_documents: int | None = None
+    sources: list[SourceCounts] = []
+
+    def fingerprint(self) -> str:
+        """Identifies the prepared rows, whatever their sources are called."""
+        content = self.model_dump_json(indent=2, exclude=set(NOTES), exclude_unset=True) + "\n"
+        return hashlib.sha256(content.encode()).hexdigest()
 
 
 def options_sha256(options: Mapping[str, Any]) -> str:
@@ -64,6 +95,14 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
             f"{path}: cannot be read ({error}).\nDelete {path.parent} and prepare it anew."
         ) from error
     return parse_manifest(path, content)
+
+
+def refuse_other_tokenizer(folder: Path, manifest: Manifest, sha256: str, model: str) -> None:
+    if manifest.tokenizer_sha256 != sha256:
+        raise DataError(
+            f"{folder}: was prepared with another tokenizer than that of {model}; "
+            "prepare it again: python preprocess_data.py --config ..."
+        )
 
 
 def parse_manifest(path: Path, content: Any) -> Manifest:

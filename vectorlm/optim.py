@@ -136,6 +136,16 @@ class Schedule:
         )
         for group, rate, old, new in groups:
             group["lr"] = rate if old == new else rate * new / old
+        if isinstance(self._inner, lr_scheduler.LambdaLR):
+            # The rate of this step as the file has it now: the stored one is that of the former
+            # length, whose last rate may be 0.
+            for group, base, factor in zip(
+                self._optimizer.param_groups,
+                self._inner.base_lrs,
+                self._inner.lr_lambdas,
+                strict=True,
+            ):
+                group["lr"] = base * factor(self._inner.last_epoch)
 
 
 def _scheduler(

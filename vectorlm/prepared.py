@@ -17,7 +17,7 @@ from vectorlm.config.schema import Config
 from vectorlm.data.store import existing_manifest
 from vectorlm.data.tokenize import load_tokenizer
 from vectorlm.manifest import options_sha256
-from vectorlm.preprocess import SLOW_HASH_BYTES, Job, changes, find_jobs, used_options
+from vectorlm.preprocess import SLOW_HASH_BYTES, Job, changes, find_jobs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,7 +46,7 @@ def why_not(config: Config) -> str | None:
         made_from = {
             "tokenizer_sha256": tokenizer_sha256,
             "source_sha256": job.source.sha256(),
-            "options": used_options(job),
+            "options": job.recipe,
         }
         reasons = changes(job, old, made_from) if old else ["it is gone"]
         if reasons:
@@ -59,7 +59,7 @@ def _plain_reason(job: Job) -> str | None:
     old = existing_manifest(job.save_path)
     if old is None:
         return f"{job.save_path} is not there yet"
-    if old.options_sha256 != options_sha256(used_options(job)):
+    if old.options_sha256 != options_sha256(job.recipe):
         return f"{job.save_path} was prepared with other options"
     if job.source.total_bytes > SLOW_HASH_BYTES:
         size = f"{job.source.total_bytes / 2**30:,.1f} GiB"

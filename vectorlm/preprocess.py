@@ -12,16 +12,18 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vectorlm.chat.formats import TURNS
+from vectorlm.config.data_parts import FolderToMake, folders_of
 from vectorlm.config.schema import Config, DatasetPreprocess
+from vectorlm.data.account import MOST_LISTED, REFUSED_NAME, Account, Refused
 from vectorlm.data.ahead import Ahead, Later
 from vectorlm.data.best_fit import BestFitPacker, window_tokens
-from vectorlm.data.documents import BadRow, Documents, Encoder, Position, RowBatch, RowEncoder
+from vectorlm.data.documents import Documents, Encoder, RowEncoder, without_longer
 from vectorlm.data.engine import IdsDiffer
 from vectorlm.data.mixture import (
     HeldOut,
@@ -29,19 +31,20 @@ from vectorlm.data.mixture import (
     Mixture,
     Part,
     find_part,
-    find_parts,
     joined_source,
 )
 from vectorlm.data.pack import Packer, make_packer
 from vectorlm.data.progress import Progress, make_progress
 from vectorlm.data.sources import Source
-from vectorlm.data.store import RowWriter, existing_manifest, open_rows
+from vectorlm.data.store import RowWriter, existing_manifest, open_rows, rewrite_manifest
 from vectorlm.data.text_encoder import TextEncoder
 from vectorlm.data.tokenize import TextTokenizer, load_tokenizer
+from vectorlm.data.workers import Workers
 from vectorlm.errors import ConfigError, DataError
-from vectorlm.manifest import Manifest, options_sha256
+from vectorlm.manifest import Manifest, SourceCounts, options_sha256
+from vectorlm.recipe import Found, differences, other_places, recipe
+from vectorlm.row_batch import BadRow, Position, RowBatch
 
-BAD_ROWS_SHOWN = 3
 SLOW_HASH_BYTES = 2 << 30
 BATCHES_AHEAD = 1
 
@@ -52,14 +55,17 @@ class Job:
 
     name: str
     source: Source
-    save_path: str
-    split: str | None
+    folder: FolderToMake
     max_seq_len: int
     seed: int
     options: DatasetPreprocess
     model: str
     parts: tuple[Part, ...]
-    held: bool | None = None  # with val_split: whether it is the side held out
+    recipe: dict[str, Any]
+
+    @property
+    def save_path(self) -> str:
+        return self.folder.path
 
 
 def prepare_config(config: Config) -> list[Manifest]:
@@ -80,7 +86,11 @@ def prepare_config(config: Config) -> list[Manifest]:
     texts = any(part.rows.is_text for job in jobs for part in job.parts)
     if texts and jobs[0].options.add_bos_eos_tokens and tokenizer.bos_id is None:
         print("The tokenizer has no BOS token: documents end with EOS but begin with nothing.")
-    return [prepare(job, encoder) for job, encoder in zip(jobs, encoders, strict=True)]
+    pairs = list(zip(jobs, encoders, strict=True))
+    if jobs[0].folder.held is not None:
+        # Where no row is held out, the training data is left as it is.
+        return [prepare(*pair) for pair in reversed(pairs)][::-1]
+    return [prepare(*pair) for pair in pairs]
 
 
 def check_length(config: Config) -> None:
@@ -104,36 +114,25 @@ def find_jobs(config: Config) -> list[Job]:
         raise ConfigError(
             "dataset_preprocess: this section is needed to prepare data; see docs/config.md."
         )
-    held = None if options.val_split is None else False
-    jobs = [make_job(config, "training data", options.save_path, find_parts(options), held)]
-    if options.eval_save_path:
-        if held is not None:
-            parts = find_parts(options, once=True)
-        else:
-            alone = options.model_copy(update={"datasets": []})
-            path = options.eval_load_path or options.load_path
-            parts = [find_part(alone, path, options.eval_split)]
-        held = None if held is None else True
-        jobs.append(make_job(config, "evaluation data", options.eval_save_path, parts, held))
-    return jobs
+    names = ("training data", "evaluation data")
+    return [make_job(config, *pair) for pair in zip(names, folders_of(options), strict=False)]
 
 
-def make_job(
-    config: Config, name: str, save_path: str, parts: list[Part], held: bool | None
-) -> Job:
+def make_job(config: Config, name: str, folder: FolderToMake) -> Job:
     train = config.train_parameters
     assert config.dataset_preprocess is not None
+    parts = tuple(find_part(*source) for source in folder.sources)
+    found = [Found(part.source.kind, part.rows.row_format) for part in parts]
     return Job(
         name,
         joined_source(parts),
-        save_path,
-        parts[0].split,
+        folder,
         train.max_seq_len,
         train.seed,
         config.dataset_preprocess,
         config.model,
-        tuple(parts),
-        held,
+        parts,
+        recipe(config, folder, found),
     )
 
 
@@ -159,9 +158,10 @@ def make_part_encoder(job: Job, part: Part, tokenizer: TextTokenizer) -> Encoder
         from vectorlm.data.chat import encoder as chat
 
         encoder = chat.make_encoder(options, part.rows, tokenizer, job.model, part.source.kind)
-    if job.held is None or options.val_split is None:
+    held = job.folder.held
+    if held is None or options.val_split is None:
         return encoder
-    return HeldOut(encoder, options.val_split, job.seed, job.held)
+    return HeldOut(encoder, options.val_split, job.seed, held)
 
 
 def packer_for(job: Job) -> Packer:
@@ -176,48 +176,6 @@ def packer_for(job: Job) -> Packer:
     )
 
 
-def used_options(job: Job) -> dict[str, Any]:
-    """What shapes the rows, besides the tokenizer and the source's contents; a change of it means
-    preparing anew."""
-    options = job.options
-    packing = options.effective_packing
-    # Keys that say nothing for other packings are left out, so that what is prepared stays so.
-    best_fit = {"seed": job.seed, "memory_mb": options.memory_mb} if packing == "best_fit" else {}
-    used: dict[str, Any] = best_fit | {
-        "max_seq_len": job.max_seq_len,
-        "packing_type": packing,
-        "overlap": options.overlap if packing == "partial" else 0,
-        "add_bos_eos_tokens": options.add_bos_eos_tokens,
-        "pre_pend": options.pre_pend,
-        "separator": options.separator,
-        "ignore_index": options.ignore_index,
-        "skip_bad_rows": options.skip_bad_rows,
-    }
-    if isinstance(job.source, Mixture):
-        parts = [used_of_part(job, part) | {"weight": part.weight} for part in job.parts]
-        used |= {"sources": parts, "seed": job.seed}
-    else:
-        used |= used_of_part(job, job.parts[0])
-    if job.held is not None:
-        used |= {"val_split": options.val_split, "held_out": job.held, "seed": job.seed}
-    return used
-
-
-def used_of_part(job: Job, part: Part) -> dict[str, Any]:
-    options, kind = part.options, part.source.kind
-    used = {
-        "source_format": kind,
-        "split": part.split,
-        "data_field": options.data_field,
-        "text_rows": options.text_rows if kind == "text" else None,
-    }
-    if not part.rows.is_text:
-        from vectorlm.data.chat import encoder as chat
-
-        used |= chat.used_options(options, part.rows.row_format, job.model)
-    return used
-
-
 # --- one folder ---------------------------------------------------------------------
 
 
@@ -230,6 +188,7 @@ def prepare(job: Job, encoder: Encoder) -> Manifest:
     if old is not None:
         reasons = changes(job, old, making.made_from())
         if not reasons:
+            note_places(job, old)
             size = f"{old.rows:,} rows, {old.tokens:,} tokens"
             print(f"{job.save_path} is up to date ({size}): nothing to do")
             return old
@@ -242,20 +201,29 @@ def prepare(job: Job, encoder: Encoder) -> Manifest:
 
 
 def changes(job: Job, old: Manifest, made_from: dict[str, Any]) -> list[str]:
-    options = made_from["options"]
     reasons = []
-    if old.options_sha256 != options_sha256(options):
-        changed = [
-            key for key in {**old.options, **options} if old.options.get(key) != options.get(key)
-        ]
-        reasons += [
-            f"{key} was {old.options.get(key)!r} and is {options.get(key)!r}" for key in changed
-        ]
+    if old.options_sha256 != options_sha256(made_from["options"]):
+        reasons += differences(old.options, made_from["options"]) or ["its options changed"]
     if old.tokenizer_sha256 != made_from["tokenizer_sha256"]:
         reasons.append("the tokenizer changed")
     if old.source_sha256 != made_from["source_sha256"]:
         reasons.append("the source's contents changed")
     return reasons or damage(job.save_path)
+
+
+def sources_of(job: Job) -> list[SourceCounts]:
+    return [
+        SourceCounts(load_path=named.load_path, weight=named.weight, bytes=part.source.total_bytes)
+        for named, part in zip(job.folder.sources, job.parts, strict=True)
+    ]
+
+
+def note_places(job: Job, old: Manifest) -> None:
+    """The same contents may be named otherwise now; training and `check` compare the names."""
+    if other_places(job.folder, old):
+        named = zip(old.sources, sources_of(job), strict=True)
+        sources = [one.model_copy(update={"load_path": now.load_path}) for one, now in named]
+        rewrite_manifest(job.save_path, old.model_copy(update={"sources": sources}))
 
 
 def damage(folder: str) -> list[str]:
@@ -274,7 +242,8 @@ class Making:
         self.job = job
         self.encoder = encoder
         self.packer = packer_for(job)
-        self.bad_rows = BadRows(job.options.skip_bad_rows)
+        self.refused = Refused(job.options.skip_bad_rows)
+        self.account = Account(sources_of(job), job.options.ignore_index)
         self.source_sha256 = Later(job.source.sha256)
         self.position = Position()
 
@@ -283,39 +252,64 @@ class Making:
             "tokenizer_sha256": self.encoder.tokenizer.sha256,
             "tokenizer_file_sha256": self.encoder.tokenizer.file_sha256,
             "source_sha256": self.source_sha256.value(),
-            "options": used_options(self.job),
+            "options": self.job.recipe,
         }
 
     def make(self) -> Manifest:
         job, start = self.job, time.monotonic()
-        with RowWriter(
-            job.save_path, max_seq_len=job.max_seq_len, ignore_index=job.options.ignore_index
-        ) as writer:
+        ignore_index = job.options.ignore_index
+        with (
+            RowWriter(
+                job.save_path, max_seq_len=job.max_seq_len, ignore_index=ignore_index
+            ) as writer,
+            self.refused,
+        ):
+            self.refused.open(writer.temporary)
             self.resume(writer)
             with make_progress(job.name) as progress:
                 self.write_rows(writer, progress)
-            skipped = self.bad_rows.counts + self.packer.skipped
+            self.refused.close()
+            skipped = self.refused.counts + self.packer.skipped
             if not writer.supervised_tokens:
-                raise DataError(nothing_left(job, skipped, self.bad_rows))
+                raise DataError(nothing_left(job, skipped, self.refused))
             made_from = self.made_from()
             job.source.check_unchanged()
-            manifest = writer.publish(documents=self.packer.documents, skipped=skipped, **made_from)
-        print(summary(job, manifest, self.packer, self.bad_rows, time.monotonic() - start))
+            manifest = writer.publish(
+                documents=self.packer.documents,
+                cut_documents=self.packer.cut_documents,
+                sources=self.account.sources,
+                skipped=skipped,
+                **made_from,
+            )
+        print(summary(self, manifest, time.monotonic() - start))
         return manifest
+
+    def encoded(
+        self, batches: Iterable[RowBatch], workers: Workers
+    ) -> Iterator[tuple[RowBatch, Documents, list[BadRow]]]:
+        for batch in self.encoder.ready(batches, workers):
+            documents, bad = self.encoder.encode(batch)
+            yield batch, documents, batch.bad + bad
 
     def write_rows(self, writer: RowWriter, progress: Progress) -> None:
         source, tokenizer = self.job.source, self.encoder.tokenizer
+        workers = Workers(self.job.options.workers, self.job.options.memory_mb)
         with (
             Ahead(self.encoder.rows(source, self.position), BATCHES_AHEAD) as batches,
-            Ahead(encoded(self.encoder, batches), BATCHES_AHEAD) as all_documents,
+            Ahead(self.encoded(batches, workers), BATCHES_AHEAD) as all_documents,
+            workers,  # ended first, so that nothing waits for them
         ):
-            for documents, bad, after in all_documents:
+            for batch, documents, bad in all_documents:
                 if progress.documents == 0 and tokenizer.engine:
                     print(f"Encoding with {tokenizer.engine}: {tokenizer.reason}", flush=True)
-                self.bad_rows.add(bad)
+                long: list[BadRow] = []
+                if self.job.options.too_long == "drop":
+                    documents, long = without_longer(documents, self.job.max_seq_len)
+                self.refused.add(bad if batch.again else bad + long)
+                self.account.add(batch, documents, len(bad), len(long))
                 for block in self.packer.add(documents):
                     writer.add(block)
-                self.position = after
+                self.position = batch.after
                 if writer.rest() and self.source_sha256.done:
                     writer.record(self.made_from(), self.state())
                 progress.update(len(documents.offsets) - 1, len(documents.ids), source.fraction())
@@ -328,57 +322,30 @@ class Making:
     def state(self) -> dict[str, Any]:
         return {
             "packer": self.packer.state(),
-            "bad_rows": self.bad_rows.state(),
+            "refused": self.refused.state(),
+            "account": self.account.state(),
             "position": list(self.position),
         }
 
     def resume(self, writer: RowWriter) -> None:
         state = writer.resume(self.made_from)
         if state is None:
+            if writer.place.why_anew:
+                print(
+                    f"{self.job.save_path}: an unfinished attempt was found; beginning again, "
+                    f"because {writer.place.why_anew}",
+                    flush=True,
+                )
             return
         self.packer.load_state(state["packer"])
-        self.bad_rows.load_state(state["bad_rows"])
+        self.refused.load_state(state["refused"], writer.temporary)
+        self.account.load_state(state["account"])
         self.position = Position(*state["position"])
         print(
             f"{self.job.save_path}: going on with an interrupted run, "
             f"from {writer.tokens:,} tokens on",
             flush=True,
         )
-
-
-def encoded(
-    encoder: Encoder, batches: Iterable[RowBatch]
-) -> Iterator[tuple[Documents, list[BadRow], Position]]:
-    for batch in batches:
-        documents, bad = encoder.encode(batch)
-        yield documents, batch.bad + bad, batch.after
-
-
-class BadRows:
-    """Stops at the first bad row, or counts them by reason and keeps the first few to show."""
-
-    def __init__(self, skip: bool) -> None:
-        self.skip = skip
-        self.counts: Counter[str] = Counter()
-        self.shown: list[str] = []
-
-    def add(self, bad_rows: Iterable[BadRow]) -> None:
-        for bad in bad_rows:
-            if not self.skip:
-                raise DataError(
-                    f"{bad.where}: {bad.detail}.\n"
-                    "Mend the row, "
-                    "or set dataset_preprocess.skip_bad_rows: true to skip and count such rows."
-                )
-            self.counts[bad.reason] += 1
-            if len(self.shown) < BAD_ROWS_SHOWN:
-                self.shown.append(f"{bad.where}: {bad.detail}")
-
-    def state(self) -> dict[str, Any]:
-        return {"counts": dict(self.counts), "shown": self.shown}
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        self.counts, self.shown = Counter(state["counts"]), list(state["shown"])
 
 
 # --- what is said -------------------------------------------------------------------
@@ -395,7 +362,8 @@ def tell_formats(jobs: list[Job]) -> None:
         print(line)
 
 
-def summary(job: Job, made: Manifest, packer: Packer, bad_rows: BadRows, seconds: float) -> str:
+def summary(making: Making, made: Manifest, seconds: float) -> str:
+    job, packer, refused = making.job, making.packer, making.refused
     lines = [
         f"{job.name}: {job.save_path}, in {seconds:,.1f} s",
         f"  rows       {made.rows:,} of at most {made.max_seq_len:,} tokens; {made.fill:.1%} full",
@@ -403,23 +371,59 @@ def summary(job: Job, made: Manifest, packer: Packer, bad_rows: BadRows, seconds
         f"  tokens     {made.tokens:,}; {made.supervised_tokens:,} of them learned",
     ]
     if packer.cut_documents:
-        lost = f"{packer.cut_tokens:,} tokens of {packer.cut_documents:,} documents"
-        lines.append(f"  cut off    {lost} (packing_type: truncate)")
+        lines.append(f"  cut        {cut_text(job, packer)}")
     if made.skipped:
         lines.append(f"  skipped    {counts_text(made.skipped)}")
-    return "\n".join(lines + [f"    {line}" for line in bad_rows.shown])
+    lines += [f"    {line}" for line in refused.shown.values()]
+    if refused.counts:
+        which = f"the first {MOST_LISTED:,}" if refused.counts.total() > MOST_LISTED else "such"
+        lines.append(f"    {which} rows are listed in {os.path.join(job.save_path, REFUSED_NAME)}")
+    sources = making.account.lines()
+    lines += ["  sources", *sources] if sources else []
+    if any(part.rows.row_format == "tokenized" for part in job.parts):
+        lines.append(TOKENIZED)
+    return "\n".join(lines + making.account.unused())
+
+
+TOKENIZED = (
+    "  tokenized  that ids are below the tokenizer's end was checked; that they are those of this "
+    "tokenizer cannot be"
+)
+
+
+def cut_text(job: Job, packer: Packer) -> str:
+    chats = all(part.rows.row_format in TURNS for part in job.parts)
+    count, name = packer.cut_documents, "conversation" if chats else "document"
+    what = f"{count:,} {name}" if count == 1 else f"{count:,} {name}s"
+    packing = job.options.effective_packing
+    if packing == "truncate":
+        return f"{packer.cut_tokens:,} tokens of {what} left out (packing_type: truncate)"
+    if packing == "full":
+        return f"{what} at the end of a row (packing_type: full)"
+    return (
+        f"{what} longer than {job.max_seq_len:,} tokens, into pieces that do not see each other "
+        "(too_long: drop leaves them out)"
+    )
 
 
 def counts_text(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count:,} {reason}" for reason, count in sorted(counts.items()))
 
 
-def nothing_left(job: Job, skipped: Mapping[str, int], bad_rows: BadRows) -> str:
+def nothing_left(job: Job, skipped: Mapping[str, int], refused: Refused) -> str:
     why = (
         f"skipped: {counts_text(skipped)}"
         if skipped
         else "it is empty, or all of its tokens stand before a separator"
     )
+    if job.folder.held and not skipped:
+        return (
+            f"dataset_preprocess.val_split: {job.options.val_split:g} holds out no row of "
+            f"{job.source.name}.\nRaise it, or give evaluation data with eval_load_path."
+        )
     return "\n".join(
-        [f"load_path: {job.source.name} leaves nothing to learn ({why}).", *bad_rows.shown]
+        [
+            f"load_path: {job.source.name} leaves nothing to learn ({why}).",
+            *refused.shown.values(),
+        ]
     )

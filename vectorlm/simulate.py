@@ -32,7 +32,7 @@ from vectorlm.batch import Batch
 from vectorlm.config.schema import Config
 from vectorlm.errors import ModelError, VectorLMError
 from vectorlm.ledger import GRADIENTS, OPTIMIZER, PARAMETERS, START, Ledger
-from vectorlm.model import attention
+from vectorlm.model import attention, loss, products
 from vectorlm.model.causal import CausalModel
 from vectorlm.model.load import (
     Place,
@@ -214,6 +214,7 @@ def _as_on_a_gpu() -> Iterator[None]:
         return torch.native_dropout(input, p, training)[0] if training and p else input
 
     fused = nn.functional.scaled_dot_product_attention
+    slice_rows = loss.slice_rows
 
     def attend(*given: Any, dropout_p: float = 0.0, **named: Any) -> torch.Tensor:
         """Dropout inside of kernels keeps a seed; the CPU's kernel lacks it, and scores would be
@@ -227,6 +228,8 @@ def _as_on_a_gpu() -> Iterator[None]:
         _replaced(nn.functional, "dropout", dropout),
         _replaced(nn.functional, "scaled_dot_product_attention", attend),
         _replaced(attention, "scaled_dot_product_attention", attend),
+        _replaced(products, "has_onednn", lambda: False),
+        _replaced(loss, "slice_rows", lambda vocabulary, _: slice_rows(vocabulary, "cuda")),
         _replaced(attention, "_KERNELS", {**attention._KERNELS, "flash-attn": _flash_attn}),
     ):
         yield

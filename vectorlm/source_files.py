@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -258,6 +258,40 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise DataError(f"{path}: broken: a JSON object is expected")
     return content
+
+
+# --- columns that nothing reads -----------------------------------------------------
+
+
+CONVERSATIONS = ("dialog", "dialogue", "conversation", "conversations", "chat", "messages", "turns")
+QUESTIONS = ("question", "query", "instruction", "prompt", "input", "user", "problem")
+ANSWERS = ("answer", "response", "output", "completion", "reply", "assistant", "solution")
+
+
+def unread_cure(fields: Sequence[str], columns: Mapping[str, str]) -> str | None:
+    """What to set where rows have no field of texts and yet look like something known."""
+    apart = [mark for mark in (";", "\t") if len(fields) == 1 and mark in fields[0]]
+    if apart:
+        name = "tabs" if apart[0] == "\t" else "semicolons"
+        return f"its fields look separated by {name}; convert it to commas"
+    gone = [f"{role}: {name}" for role, name in columns.items() if name not in fields]
+    if gone:
+        return f"dataset_preprocess.columns names a field that is not there ({', '.join(gone)})"
+    chat, asked, said = (
+        next((field for field in fields if field.lower() in names), None)
+        for names in (CONVERSATIONS, QUESTIONS, ANSWERS)
+    )
+    if chat:
+        return (
+            "for conversations, set dataset_preprocess.dataset_format: messages and columns: "
+            f"{{messages: {chat}}}"
+        )
+    if asked and said:
+        return (
+            "for questions with answers, set dataset_preprocess.dataset_format: alpaca and "
+            f"columns: {{instruction: {asked}, output: {said}}}"
+        )
+    return None
 
 
 def common_folder(files: list[Path]) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 from collections.abc import Callable
@@ -11,6 +12,10 @@ import pytest
 
 from tests.check.project import Project, says, write_tokenizer
 from vectorlm.check.data_folder import look
+from vectorlm.config.data_parts import folders_of
+from vectorlm.config.load import load_config
+from vectorlm.manifest import SourceCounts
+from vectorlm.recipe import Found, recipe
 from vectorlm.source_files import contents_sha256
 
 Spoil = Callable[[Project], object]
@@ -28,6 +33,18 @@ def arrow(project: Project) -> Any:
 def preprocess(project: Project, **options: Any) -> None:
     paths = {"load_path": str(project.raw), "save_path": str(project.data)}
     project.config["dataset_preprocess"] = {**paths, **options}
+
+
+def prepared(project: Project, **options: Any) -> None:
+    """As if preprocessing had made the rows, of texts."""
+    preprocess(project, **options)
+    config = load_config(project.write())
+    assert config.dataset_preprocess is not None
+    folder = folders_of(config.dataset_preprocess)[0]
+    made = recipe(config, folder, [Found("jsonl", "text")] * len(folder.sources))
+    sources = [SourceCounts(load_path=s.load_path, weight=s.weight) for s in folder.sources]
+    sha256 = contents_sha256(project.folder, [project.raw])
+    project.prepare(options=made, sources=sources, source_sha256=sha256)
 
 
 def unprepared(project: Project, **options: Any) -> None:
@@ -150,19 +167,15 @@ def test_a_job_needs_data(project: Project) -> None:
 
 
 def test_data_made_with_other_options(project: Project) -> None:
-    made = {"packing_type": "full", "separator": None, "add_bos_eos_tokens": True}
-    project.prepare(options=made, source_sha256=contents_sha256(project.folder, [project.raw]))
-    preprocess(project, packing_type="full")
+    prepared(project, packing_type="full")
     assert project.find(look) == []
     preprocess(project, packing_type="truncate", separator="##")
     text = "packing_type was 'full' and is 'truncate'; separator was None and is '##'"
-    assert says(project.one(look, "warning"), text, "vectorlm preprocess")
+    assert says(project.one(look), text, "vectorlm preprocess")
 
 
 def test_a_source_that_has_changed(project: Project) -> None:
-    sha256 = contents_sha256(project.folder, [project.raw])
-    project.prepare(options={"packing_type": "none"}, source_sha256=sha256)
-    preprocess(project)
+    prepared(project)
     os.utime(project.raw)
     assert project.find(look) == [], "touched, and still the same"
     project.raw.write_text('{"text": "new"}\n')
@@ -227,14 +240,45 @@ SOURCES: dict[str, tuple[Spoil, str, str]] = {
         "data_field: .* no field 'body'; its fields: text",
         "set data_field to one of text",
     ),
+    "another name for conversations": (
+        lambda p: (unprepared(p), p.raw.write_text('{"dialog": [], "tools": []}\n')),
+        "its fields: dialog, tools",
+        "dataset_format: messages and columns: {messages: dialog}",
+    ),
+    "questions": (
+        lambda p: (unprepared(p), p.raw.write_text('{"Question": "a", "answer": "b"}\n')),
+        "its fields: Question, answer",
+        "dataset_format: alpaca and columns: {instruction: Question, output: answer}",
+    ),
+    "columns that are not there": (
+        lambda p: unprepared(p, data_field="body", columns={"messages": "dialog"}),
+        "its fields: text",
+        r"columns names a field that is not there \(messages: dialog\)",
+    ),
+    "semicolons": (
+        lambda p: (
+            (p.folder / "x.csv").write_text("id;text\n1;a\n"),
+            unprepared(p, load_path=str(p.folder / "x.csv")),
+        ),
+        "its fields: id;text",
+        "separated by semicolons; convert it to commas",
+    ),
+    "tabs": (
+        lambda p: (
+            (p.folder / "x.csv").write_text("id\ttext\n1\ta\n"),
+            unprepared(p, load_path=str(p.folder / "x.csv")),
+        ),
+        "its fields: id\ttext",
+        "separated by tabs; convert it to commas",
+    ),
     "a broken row": (
         lambda p: (unprepared(p), p.raw.write_text('{"text": "no end\n{"text": "x"}\n')),
-        "its first row is broken JSON",
+        "raw.jsonl:1: broken JSON",
         "skip_bad_rows",
     ),
     "no object": (
         lambda p: (unprepared(p), p.raw.write_text('["text"]\n["text"]\n')),
-        "its first row is no JSON object but a list",
+        "raw.jsonl:1: a JSON object is expected, not a list",
         "skip_bad_rows",
     ),
     "no parquet": (
@@ -328,8 +372,6 @@ def test_a_dataset_of_the_hub(project: Project) -> None:
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl.gz"])
 def test_other_kinds_of_sources(project: Project, ending: str) -> None:
-    import gzip
-
     path = project.folder / f"more.{ending}"
     if ending == "csv":
         path.write_text("title,text\na,b\n")
@@ -340,3 +382,42 @@ def test_other_kinds_of_sources(project: Project, ending: str) -> None:
     preprocess(project, load_path=str(path), data_field="body")
     errors = [finding for finding in project.find(look) if finding.severity == "error"]
     assert says(errors[0], "its fields: title, text", "title, text")
+
+
+BAD_TEXTS = {
+    "jsonl": (b'{"text": "a"}\n{"text": " "}\n', ":2: field 'text' is empty"),
+    "json": (b'[{"text": "a"}, {"text": 3}]', ": row 2: field 'text' is of type int"),
+    "csv": (b"text,n\na,1\nb\n", ":3: 1 fields, but the header has 2"),
+    "csv.gz": (gzip.compress(b"text,n\na,1\nb\n"), ":3: 1 fields, but the header has 2"),
+    "txt": (b"a\n\xff\n", ":2: not valid UTF-8"),
+}
+
+
+@pytest.mark.parametrize("ending", BAD_TEXTS)
+def test_a_row_that_preprocessing_would_stop_at(project: Project, ending: str) -> None:
+    content, text = BAD_TEXTS[ending]
+    path = project.folder / f"more.{ending}"
+    path.write_bytes(content)
+    unprepared(project, load_path=str(path))
+    (found,) = [one for one in project.find(look) if one.where != "dataset.train_ds"]
+    assert says(found, f"more.{ending}{text}", "skip_bad_rows")
+    assert found.severity == "error"
+    preprocess(project, load_path=str(path), skip_bad_rows=True)
+    assert {one.severity for one in project.find(look)} == {"warning"}
+
+
+BROKEN = {
+    "json": (b'[{"text": "a"}, {"te', "broken JSON array", "mend the file"),
+    "csv": (b'text\n"a\n', "a quote is opened here and never closed", "mend the file"),
+    "jsonl.gz": (gzip.compress(b'{"text": "a"}\n' * 99)[:-9], "cannot be read", "whole"),
+}
+
+
+@pytest.mark.parametrize("ending", BROKEN)
+def test_a_file_that_cannot_be_read_on(project: Project, ending: str) -> None:
+    content, text, cure = BROKEN[ending]
+    path = project.folder / f"more.{ending}"
+    path.write_bytes(content)
+    unprepared(project, load_path=str(path))
+    (found,) = [one for one in project.find(look) if one.where != "dataset.train_ds"]
+    assert says(found, f"more.{ending}.*{text}", cure)

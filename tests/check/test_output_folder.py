@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import subprocess
@@ -17,6 +16,7 @@ from vectorlm.check import output_folder
 from vectorlm.check.output_folder import look
 from vectorlm.cluster.claim import LOCK, OWNER
 from vectorlm.config.load import config_to_dict, load_config
+from vectorlm.manifest import read_manifest
 
 
 def test_a_folder_to_come(project: Project) -> None:
@@ -116,7 +116,7 @@ def checkpoint(project: Project, step: int = 3, **changes: Any) -> Path:
     state = {
         "config": config,
         "precision": "32-true",
-        "data": hashlib.sha256((project.data / "manifest.json").read_bytes()).hexdigest(),
+        "data": read_manifest(project.data).fingerprint(),
         "epoch": 0,
         "row": 24,
         "step": step,

@@ -110,3 +110,16 @@ def test_versions_that_vectorlm_is_not_made_for(
     assert says(project.one(look, "warning"), "torch: 2.4.1 is installed", "pip install 'torch")
     monkeypatch.setattr(libraries, "version", lambda n: "3.0" if n == "torch" else real(n))
     assert project.one(look, "warning")
+
+
+def test_keys_without_effect(project: Project) -> None:
+    project.train["reduce_dtype"] = "compute"
+    assert says(project.one(look, "note"), "reduce_dtype: .*changes nothing", "leave it out")
+    project.train["precision"] = "bf16-true"
+    assert project.find(look) == []
+    project.train["use_liger_kernel"] = True
+    assert project.find(look) == []
+    project.slurm()
+    assert says(project.one(look, "note"), "use_liger_kernel: .*gpus_per_node is 0", "ask for")
+    project.slurm(gpus_per_node=1)
+    assert project.find(look) == []

@@ -461,6 +461,13 @@ def test_job_ended_by_its_script_alone_is_unknown_with_its_last_lines() -> None:
     assert "the last words" in [line.text for line in cause.proof]
 
 
+def test_without_slurm_its_commands_are_not_named(run: Run) -> None:
+    cause = diagnose(run.start(job=None))
+    assert cause.name == "unknown"
+    assert "sacct" not in cause.cure
+    assert "df tells" in cause.cure or "df whether the disk is full" in cause.cure
+
+
 def test_unknown_says_where_it_looked() -> None:
     cause = diagnose(Evidence(job="17", number=1))
     assert cause.name == "unknown"

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,9 @@ import datasets
 import pytest
 
 from tests.data.conftest import TEXTS, MakeConfig, changed, ids_of
-from vectorlm import preprocess
+from vectorlm import preprocess, readers
 from vectorlm.config.schema import Config
-from vectorlm.data import engine, progress, readers
+from vectorlm.data import engine, progress
 from vectorlm.data.store import Manifest, read_manifest
 from vectorlm.data.tokenize import TextTokenizer, load_tokenizer
 from vectorlm.errors import ConfigError, DataError
@@ -125,7 +126,10 @@ def test_other_packings_reach_the_folder(
     assert manifest.rows == len(rows)
     assert manifest.longest_row == max(len(ids) for ids in rows["input_ids"]) == 16
     said = capsys.readouterr().out
-    assert ("cut off" in said) == (packing == "truncate")
+    what = "left out (packing_type: truncate)" if packing == "truncate" else "into pieces that"
+    assert what in said
+    long = sum(len(text) > 100 for text in TEXTS * 3)
+    assert 0 < long <= manifest.cut_documents < 15
 
 
 def test_rows_that_the_model_cannot_take_are_refused_first(
@@ -173,8 +177,17 @@ def test_bad_rows_are_skipped_counted_and_the_first_shown(
         "separator absent": 1,
     }
     said = capsys.readouterr().out
-    assert all(f"c.jsonl:{line}: " in said for line in (2, 3, 4))
     assert "2 empty" in said
+    # One of each kind is shown; all are listed, for the user alone.
+    assert sum(f"    {path}:{line}: " in said for line in range(1, 9)) == len(manifest.skipped)
+    listed = tmp_path / "prepared" / "refused.jsonl"
+    assert f"such rows are listed in {listed}" in said
+    rows = [json.loads(line) for line in listed.read_text().splitlines()]
+    assert sorted(row["line"] for row in rows) == [2, 3, 4, 5, 6, 7]
+    assert rows[0]["source"] == str(path)
+    assert Counter(row["reason"] for row in rows) == manifest.skipped
+    assert all(row["detail"] for row in rows)
+    assert listed.stat().st_mode & 0o777 == 0o600
 
 
 def test_nothing_left_is_an_error(make_config: MakeConfig, tmp_path: Path) -> None:
@@ -355,7 +368,8 @@ import re, sys
 from pathlib import Path
 from vectorlm import preprocess
 from vectorlm.config.schema import Config
-from vectorlm.data import best_fit, progress, readers, store
+from vectorlm import readers
+from vectorlm.data import best_fit, progress, store
 
 load_path, save_path, packing, model, workers = sys.argv[1:]
 progress.PLAIN_EVERY_S = 0.0
@@ -481,9 +495,24 @@ def test_an_interrupted_run_of_another_source_is_not_gone_on_with(
     arguments = (path, tmp_path / "d", "truncate", model)
     kill_midway(start(*arguments), tmp_path, random.Random(0))
     big(path, 100)
-    assert "going on with" not in finished(start(*arguments))
+    said = finished(start(*arguments))
+    assert "going on with" not in said
+    assert "d: an unfinished attempt was found; beginning again, because its source, tok" in said
     assert sorted(p.name for p in tmp_path.iterdir()) == ["c.jsonl", "d"]
     assert read_manifest(tmp_path / "d").rows == 100
+
+
+def test_an_attempt_that_ended_early_is_told_of(
+    make_config: MakeConfig, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    left = tmp_path / ".prepared.tmp"
+    left.mkdir()
+    (left / "data-00000.arrow").write_bytes(b"half of it")
+    prepare_config(make_config(corpus))
+    words = "prepared: an unfinished attempt was found; beginning again, because it had not"
+    assert words in capsys.readouterr().out
+    prepare_config(make_config(corpus, max_seq_len=8))
+    assert "unfinished" not in capsys.readouterr().out
 
 
 def test_the_door_has_exit_codes_and_no_traceback(

@@ -15,12 +15,14 @@ from vectorlm.plan.memory import (
     CHUNK_BYTES,
     FORWARD_END,
     PARTS,
+    SLICE_BYTES,
     Load,
     Memory,
     choose_kernel,
     chunk_rows,
     peak,
     shard_group,
+    slice_rows,
     stage,
 )
 from vectorlm.plan.shapes import ModelShape, read_shape, shape_of
@@ -142,6 +144,7 @@ def test_logits_are_cut_as_the_loss_cuts_them() -> None:
     assert loss.CHUNK_BYTES == CHUNK_BYTES
     for vocabulary in (1000, 32_000, 128_256, 10_000_000):
         assert chunk_rows(vocabulary) == loss.chunk_rows(vocabulary)
+        assert slice_rows(vocabulary) == loss.slice_rows(vocabulary, "cuda")
 
 
 # --- what must come out ---------------------------------------------------------------------------
@@ -245,12 +248,13 @@ def test_a_larger_evaluation_batch_can_be_the_peak() -> None:
 
 
 def test_logits_of_a_large_vocabulary_are_bounded() -> None:
-    """A chunk: as computed, in 32 bits, and the softmax. More tokens make no more of them."""
+    """A chunk; of a slice of it a copy in 32 bits, and the softmax. More tokens make no more."""
     large = shape_of(LLAMA | {"vocab_size": 128_000})
     memory = planned(train(use_activation_checkpointing=True, max_seq_len=4096), large)
     assert memory.moment == "softmax of the logits"
-    assert memory.breakdown["logits"] == chunk_rows(128_000) * 128_000 * (2 + 4 + 4)
-    assert memory.breakdown["logits"] < 2.5 * CHUNK_BYTES
+    rows, slices = chunk_rows(128_000), slice_rows(128_000)
+    assert memory.breakdown["logits"] == 128_000 * (rows * 2 + slices * (4 + 4))
+    assert memory.breakdown["logits"] < CHUNK_BYTES / 2 + 2 * SLICE_BYTES
     more = planned(train(use_activation_checkpointing=True, max_seq_len=8192), large)
     assert more.breakdown["logits"] == memory.breakdown["logits"]
 

@@ -190,7 +190,6 @@ def test_node_failure_of_a_job_that_may_not_start_again(slurm: Lab, tmp_path: Pa
     assert "start 1: node n2 failed; there is no checkpoint" in job.why()[0]
 
 
-@pytest.mark.slow
 def test_task_of_an_array(slurm: Lab, tmp_path: Path) -> None:
     log = f"--output={tmp_path}/vectorlm-%A_%a.log"
     job = slurm.sbatch("--array=0-1", log, "--wrap", "exit 3", cwd=tmp_path)
@@ -214,6 +213,7 @@ def test_job_that_slurm_has_forgotten(slurm: Lab, tmp_path: Path) -> None:
     assert f"    vectorlm-{job.id}.log:" in said[3]
 
 
+@pytest.mark.slow
 def test_time_limit(limited: Job) -> None:
     assert limited.lab.wait(limited.id, limit_s=180) == "TIMEOUT"
     said = limited.why()

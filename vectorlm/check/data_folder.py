@@ -9,8 +9,8 @@ import os
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
+from vectorlm import recipe
 from vectorlm.check.finding import Finding, Surroundings, error, note, warning
 from vectorlm.check.model_files import Broken
 from vectorlm.check.raw_data import changed_since, gone_sources, look_at_sources, sources
@@ -226,36 +226,20 @@ def _tokenizer(here: Surroundings, key: str, manifest: Manifest) -> Iterator[Fin
 def _other_options(
     here: Surroundings, key: str, path: str, manifest: Manifest
 ) -> Iterator[Finding]:
-    """The trainer takes the data as it is; that the file now says otherwise may be overlooked."""
+    """What training refuses, and what it cannot see: that a source has changed since."""
     prepare = here.config.dataset_preprocess
     if prepare is None or not manifest.options:
         return
-    made_by = [source for source in sources(prepare) if _same(source.save_path, path)]
-    if not made_by:
-        return
-    packing = prepare.effective_packing
-    wanted: dict[str, Any] = {
-        "packing_type": packing,
-        "overlap": prepare.overlap if packing == "partial" else 0,
-        "add_bos_eos_tokens": prepare.add_bos_eos_tokens,
-        "pre_pend": prepare.pre_pend,
-        "separator": prepare.separator,
-        "data_field": prepare.data_field,
-        "skip_bad_rows": prepare.skip_bad_rows,
-        "split": made_by[0].split,
-        "columns": prepare.columns,
-        "learn": prepare.learn,
-    }
-    made = manifest.options
-    changed = [name for name, value in wanted.items() if name in made and made[name] != value]
+    changed = recipe.changed_since(here.planned if here.model else here.config, path, manifest)
     if changed:
-        texts = [f"{name} was {made[name]!r} and is {wanted[name]!r}" for name in changed]
-        yield warning(
+        yield error(
             key,
-            f"was prepared with other options than dataset_preprocess has now: {'; '.join(texts)}",
-            f"prepare it again: {_prepare(here)}",
+            "was prepared otherwise than dataset_preprocess says now: " + "; ".join(changed),
+            f"prepare it again, or set that back: {_prepare(here)}",
         )
-    newer = None if changed else changed_since(manifest, made_by)
+        return
+    made_by = [source for source in sources(prepare) if _same(source.save_path, path)]
+    newer = changed_since(manifest, made_by) if made_by else None
     if newer:
         yield warning(
             key,

@@ -63,7 +63,8 @@ NEEDS = {
     "slurm": "slurm train_parameters.output_dir",
     "fitting": "model train_parameters dataset slurm",
     "packages": "enable_wandb_logging enable_tensorboard_logging train_parameters.precision "
-    "train_parameters.use_mp train_parameters.lora_peft_config slurm",
+    "train_parameters.use_mp train_parameters.reduce_dtype train_parameters.use_liger_kernel "
+    "train_parameters.lora_peft_config slurm",
     "downloads": "model enable_wandb_logging wandb_config",
     "secrets": "",
 }

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -21,8 +20,8 @@ from vectorlm.cluster import slurm
 from vectorlm.cluster.claim import LOCK, OWNER
 from vectorlm.cluster.journal import read_json
 from vectorlm.config.continuity import FIXED, among, changes
-from vectorlm.errors import ClusterError
-from vectorlm.manifest import MANIFEST_NAME
+from vectorlm.errors import ClusterError, DataError
+from vectorlm.manifest import read_manifest
 
 KEY = "train_parameters.output_dir"
 ANOTHER = "give another train_parameters.output_dir"
@@ -233,10 +232,9 @@ def _fingerprint(here: Surroundings) -> str | None:
     if here.config.dataset is None:
         return None
     try:
-        raw = (Path(here.config.dataset.train_ds) / MANIFEST_NAME).read_bytes()
-    except OSError:
+        return read_manifest(here.config.dataset.train_ds).fingerprint()
+    except DataError:
         return None
-    return hashlib.sha256(raw).hexdigest()
 
 
 def _another_batch(here: Surroundings, folder: Path, state: dict[str, Any]) -> Iterator[Finding]:

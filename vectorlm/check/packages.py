@@ -29,6 +29,7 @@ def look(here: Surroundings) -> Iterator[Finding]:
     yield from _versions()
     yield from _torch(here)
     yield from _bf16(here)
+    yield from _without_effect(here)
 
 
 def _wanted(config: Config) -> Iterator[tuple[str, str, str]]:
@@ -91,4 +92,20 @@ def _bf16(here: Surroundings) -> Iterator[Finding]:
             f"train_parameters.{key}",
             f"{precision}: {kind} has no bf16",
             "use `precision: 16-mixed`, and leave use_mp out",
+        )
+
+
+def _without_effect(here: Surroundings) -> Iterator[Finding]:
+    train, slurm = here.config.train_parameters, here.config.slurm
+    if train.reduce_dtype == "compute" and train.effective_precision == "32-true":
+        yield note(
+            "train_parameters.reduce_dtype",
+            "compute is float32 already with precision 32-true, so the key changes nothing",
+            "leave it out, or choose a shorter precision, such as bf16-mixed",
+        )
+    if train.use_liger_kernel and slurm is not None and not slurm.gpus_per_node:
+        yield note(
+            "train_parameters.use_liger_kernel",
+            "its kernels need an NVIDIA GPU, and slurm.gpus_per_node is 0: training would refuse",
+            "set it to false, or ask for GPUs",
         )

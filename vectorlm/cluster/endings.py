@@ -321,6 +321,12 @@ def no_step(evidence: Evidence) -> Finding | None:
     return Finding(f"srun could not start the ranks: {said}", [seen[1]], may_pass=passes)
 
 
+NO_SLURM = (
+    "Look at what the shell that started it printed; `dmesg` tells whether memory ran out, `df` "
+    "whether the disk is full. Start it again: it goes on from its last checkpoint"
+)
+
+
 def unknown(evidence: Evidence) -> Finding:
     """Always something: what there was to look at, and how it ends."""
     looked = ["its records" if evidence.start else "no record of the start"]
@@ -337,6 +343,7 @@ def unknown(evidence: Evidence) -> Finding:
         f"{', '.join(looked)}",
         [*ends, *last],
         step=evidence.last_step,
+        cure=None if evidence.job else NO_SLURM,
         may_pass=evidence.code != 0,
     )
 

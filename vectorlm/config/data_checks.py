@@ -145,7 +145,10 @@ def _evaluation_source(prepare: DatasetPreprocess) -> Iterator[Problem]:
                 )
     elif prepare.val_split is None and _evaluates_on_training_data(prepare):
         yield Problem(
-            (PREFIX + "eval_save_path", PREFIX + "eval_load_path", PREFIX + "eval_split"),
+            tuple(
+                PREFIX + name
+                for name in ("eval_save_path", "eval_load_path", "eval_split", "val_split")
+            ),
             "the evaluation data would be the training data; give another eval_load_path or "
             "eval_split, or hold rows out with val_split",
         )

@@ -308,6 +308,11 @@ class DatasetPreprocess(Section):
         "cut by itself. `truncate`: each document's first `max_seq_len` tokens. `none`: a longer "
         "document is an error.",
     )
+    too_long: Literal["cut", "drop"] = Field(
+        "cut",
+        description="What becomes of documents and conversations longer than `max_seq_len`: "
+        "`cut`, as `packing_type` does; `drop`: left out, counted and listed.",
+    )
     overlap: int = Field(
         0,
         ge=0,
@@ -341,7 +346,9 @@ class DatasetPreprocess(Section):
         "the tokenizer. More lets `best_fit` choose among more documents.",
     )
     workers: Count | None = Field(
-        None, description="Threads that tokenize; by default as many as there are cores to use."
+        None,
+        description="Threads that tokenize, and processes that render conversations; by default as "
+        "many as there are cores to use.",
     )
 
     @property

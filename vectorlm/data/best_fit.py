@@ -48,6 +48,7 @@ class BestFitPacker(Packer):
         self.documents += len(starts)
         if not self.window.has_room(len(documents.ids)):
             yield from self.emit(last=False)
+        self.cut_documents += int(np.count_nonzero(stops - starts > self.max_seq_len))
         lengths = cut(stops - starts, self.max_seq_len)
         self.window.add(documents.ids, documents.labels, lengths)
 

@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
-from itertools import accumulate
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate, groupby
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from vectorlm.config.data_parts import parts_of
 from vectorlm.config.schema import DatasetPreprocess
 from vectorlm.data.chat.detection import RowsAre, look_at_rows
-from vectorlm.data.documents import BadRow, Documents, Encoder, Position, RowBatch, RowEncoder
+from vectorlm.data.documents import Documents, Encoder, RowEncoder
 from vectorlm.data.sources import START, Source, find_source
+from vectorlm.row_batch import BadRow, Position, RowBatch
 from vectorlm.source_files import joined_sha256
+
+if TYPE_CHECKING:
+    from vectorlm.data.workers import Workers
 
 
 class Part(NamedTuple):
@@ -31,14 +34,6 @@ class Part(NamedTuple):
     split: str | None
     rows: RowsAre
     weight: float
-
-
-def find_parts(options: DatasetPreprocess, once: bool = False) -> list[Part]:
-    """Every source of the training data; `once`: whatever their weights."""
-    return [
-        find_part(part, part.load_path, part.split, 1.0 if once else weight)
-        for part, weight in parts_of(options)
-    ]
 
 
 def find_part(
@@ -126,9 +121,13 @@ class MixedEncoder:
             for batch in self.encoders[one.part].rows(mixture.parts[one.part].source, here):
                 file = batch.after.file
                 taken = self.thinned(batch, one, file) if one.share < 1 else batch
-                bad = taken.bad if one.first else []  # else they have been counted
-                after = batch.after._replace(file=offset + file)
-                yield taken._replace(bad=bad, after=after)
+                yield taken._replace(
+                    bad=taken.bad if one.first else [],  # else they have been counted
+                    after=batch.after._replace(file=offset + file),
+                    source=one.part,
+                    again=not one.first,
+                    passed_over=len(batch.values) - len(taken.values),
+                )
 
     def thinned(self, batch: RowBatch, one: Pass, file: int) -> RowBatch:
         start = f"{one.part}:{file}:"
@@ -137,10 +136,13 @@ class MixedEncoder:
             batch, [at for at, n in enumerate(numbers) if lot(self.seed, f"{start}{n}") < one.share]
         )
 
+    def ready(self, batches: Iterable[RowBatch], workers: Workers) -> Iterator[RowBatch]:
+        for part, group in groupby(batches, key=lambda batch: batch.source):
+            yield from self.encoders[part].ready(group, workers)
+
     def encode(self, batch: RowBatch) -> tuple[Documents, list[BadRow]]:
-        one = self.mixture.passes[self.mixture.pass_of(batch.after)]
-        documents, bad = self.encoders[one.part].encode(batch)
-        return documents, bad if one.first else []
+        documents, bad = self.encoders[batch.source].encode(batch)
+        return documents, [] if batch.again else bad
 
 
 class HeldOut:
@@ -157,12 +159,18 @@ class HeldOut:
         for batch in self.encoder.rows(source, start):
             contents = map(self.encoder.content, batch.values)
             taken = chosen(batch, [at for at, one in enumerate(contents) if self.is_mine(one)])
-            yield taken._replace(bad=[]) if self.held else taken
+            if self.held:
+                yield taken._replace(bad=[])
+            else:
+                yield taken._replace(held_out=len(batch.values) - len(taken.values))
 
     def is_mine(self, content: str | None) -> bool:
         """Bad rows are told of with the training data."""
         held = content is not None and lot(self.seed, content) < self.share
         return held == self.held
+
+    def ready(self, batches: Iterable[RowBatch], workers: Workers) -> Iterator[RowBatch]:
+        return self.encoder.ready(batches, workers)
 
     def encode(self, batch: RowBatch) -> tuple[Documents, list[BadRow]]:
         return self.encoder.encode(batch)

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vectorlm.data.documents import Documents, Offsets, RowBlock, Where, offsets_of
+from vectorlm.data.documents import Documents, Offsets, RowBlock, offsets_of
 from vectorlm.errors import DataError
 from vectorlm.row import Tokens
+from vectorlm.row_batch import Where
 
 NOTHING_TO_LEARN = "nothing to learn"
 NO_TOKENS = "no tokens"
@@ -82,6 +83,10 @@ class FullPacker(Packer):
         self, documents: Documents, starts: Offsets, stops: Offsets, numbers: Offsets
     ) -> list[RowBlock]:
         self.documents += len(starts)
+        first_row, last_row = (
+            (at + len(self.ids)) // self.max_seq_len for at in (starts, stops - 1)
+        )
+        self.cut_documents += int(np.count_nonzero(first_row != last_row))
         starts = np.concatenate([self.starts, starts + len(self.ids)])
         ids = np.concatenate([self.ids, documents.ids])
         labels = np.concatenate([self.labels, documents.labels])
@@ -160,6 +165,7 @@ class PartialPacker(SpanPacker):
         # A later chunk must hold a token beyond the overlap, else it would only repeat.
         step = self.max_seq_len - self.overlap
         chunks = -(-np.maximum(stops - starts - self.overlap, 1) // step)
+        self.cut_documents += int(np.count_nonzero(chunks > 1))
         firsts = offsets_of(chunks)[:-1]
         document = np.repeat(np.arange(len(starts)), chunks)
         number = np.arange(len(document)) - firsts[document]

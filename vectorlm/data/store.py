@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,7 +24,15 @@ from vectorlm.data.documents import Offsets, RowBlock, block_of, joined
 from vectorlm.data.workplace import Workplace, existing_manifest, explained
 from vectorlm.errors import DataError
 from vectorlm.files import sync, sync_folder, write_synced
-from vectorlm.manifest import FORMAT, MANIFEST_NAME, Manifest, options_sha256, read_manifest
+from vectorlm.manifest import (
+    FORMAT,
+    MANIFEST_NAME,
+    REFUSED_NAME,
+    Manifest,
+    SourceCounts,
+    options_sha256,
+    read_manifest,
+)
 from vectorlm.row import Row, Tokens
 
 __all__ = [
@@ -194,7 +202,7 @@ class RowWriter:
             state = self.place.recorded(made_from)
             sizes = state["writer"]["shard_bytes"] if state else []
             if state is None or not self.place.keep_only(
-                {shard_name(number): size for number, size in enumerate(sizes)}
+                {shard_name(number): size for number, size in enumerate(sizes)}, [REFUSED_NAME]
             ):
                 self.place.clear()
                 return None
@@ -214,6 +222,8 @@ class RowWriter:
         tokenizer_file_sha256: str | None = None,
         source_sha256: str,
         options: Mapping[str, Any],
+        cut_documents: int | None = None,
+        sources: Sequence[SourceCounts] = (),
     ) -> Manifest:
         self.flush()
         manifest = Manifest(
@@ -233,6 +243,8 @@ class RowWriter:
             source_sha256=source_sha256,
             options=dict(options),
             options_sha256=options_sha256(options),
+            cut_documents=cut_documents,
+            sources=list(sources),
         )
         with explained(self.place.folder):
             self.close_shard()
@@ -250,8 +262,21 @@ class RowWriter:
             self.temporary / "state.json", json.dumps(dataset_state(names, manifest), indent=2)
         )
         self.place.tidy()
-        write_synced(self.temporary / MANIFEST_NAME, manifest.model_dump_json(indent=2) + "\n")
+        write_synced(self.temporary / MANIFEST_NAME, manifest_text(manifest))
         sync_folder(self.temporary)
+
+
+def rewrite_manifest(folder: str, manifest: Manifest) -> None:
+    path = Path(folder) / MANIFEST_NAME
+    fresh = path.with_name(f".{MANIFEST_NAME}.new")
+    with explained(path.parent):
+        write_synced(fresh, manifest_text(manifest))
+        os.replace(fresh, path)
+        sync_folder(path.parent)
+
+
+def manifest_text(manifest: Manifest) -> str:
+    return manifest.model_dump_json(indent=2) + "\n"
 
 
 COUNTS = (

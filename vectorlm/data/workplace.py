@@ -21,7 +21,7 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -49,6 +49,8 @@ class Workplace:
         self.lock_path = self.folder.parent / f".{self.folder.name}.lock"
         self.lock: IO[str] | None = None
         self.left = threading.Event()
+        self.was_there = False
+        self.why_anew: str | None = None  # why an unfinished attempt is not gone on with
 
     def enter(self) -> None:
         with explained(self.folder):
@@ -68,6 +70,7 @@ class Workplace:
         # Once a complete folder has the final name, what was moved aside for it is of no use.
         for aside in asides(self.folder) if (self.folder / MANIFEST_NAME).exists() else []:
             shutil.rmtree(aside, ignore_errors=True)
+        self.was_there = self.temporary.exists()
         self.temporary.mkdir(exist_ok=True)
         self.sign()
 
@@ -114,10 +117,16 @@ class Workplace:
     def recorded(self, made_from: Callable[[], Mapping[str, Any]]) -> dict[str, Any] | None:
         """What was recorded last by a run that made the same; None if there is none."""
         facts = self.read_progress()
-        if facts is None or facts["version"] != __version__:
-            return None
-        same = facts["made_from"] == json.loads(json.dumps(made_from()))
-        return dict(facts["state"]) if same else None
+        if facts is None:
+            self.why_anew = "it had not come far enough to be gone on with"
+        elif facts["version"] != __version__:
+            self.why_anew = f"version {facts['version']} of VectorLM began it"
+        elif facts["made_from"] != json.loads(json.dumps(made_from())):
+            self.why_anew = "its source, tokenizer or options were others"
+        else:
+            return dict(facts["state"])
+        self.why_anew = self.why_anew if self.was_there else None
+        return None
 
     def read_progress(self) -> dict[str, Any] | None:
         try:
@@ -131,13 +140,15 @@ class Workplace:
         except (OSError, ValueError, KeyError, EOFError, TypeError, BadZipFile):
             return None
 
-    def keep_only(self, sizes: Mapping[str, int]) -> bool:
+    def keep_only(self, sizes: Mapping[str, int], kept: Collection[str] = ()) -> bool:
         """Removes what came after the last record; whether all that was recorded is there."""
         for path in self.temporary.iterdir():
-            if path.name not in {*sizes, OWNER, PROGRESS}:
+            if path.name not in {*sizes, OWNER, PROGRESS, *kept}:
                 path.unlink()
         there = {name: self.temporary / name for name in sizes}
-        return all(p.is_file() and p.stat().st_size == sizes[n] for n, p in there.items())
+        whole = all(p.is_file() and p.stat().st_size == sizes[n] for n, p in there.items())
+        self.why_anew = None if whole else "its files are damaged"
+        return whole
 
     def clear(self) -> None:
         for path in self.temporary.iterdir():

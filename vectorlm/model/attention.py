@@ -165,19 +165,21 @@ def _sdpa(
     if query.shape[1] != key.shape[1]:
         # With `enable_gqa` in 32 bits, or with a mask, SDPA would build the whole score matrix.
         key, value = (t.repeat_interleave(query.shape[1] // t.shape[1], 1) for t in (key, value))
+    lengths = [stop - start for start, stop in pairwise(batch.bounds)]
+    queries, keys, values = (t.split(lengths, 2) for t in (query, key, value))
     outputs = [
         scaled_dot_product_attention(
-            query[:, :, start:stop],
-            key[:, :, start:stop],
-            value[:, :, start:stop],
-            attn_mask=_window_mask(stop - start, window, query.device),
+            q,
+            k,
+            v,
+            attn_mask=_window_mask(length, window, query.device),
             dropout_p=dropout,
-            is_causal=not window or stop - start <= window,
+            is_causal=not window or length <= window,
             scale=scaling,
-        )
-        for start, stop in pairwise(batch.bounds)
+        ).transpose(1, 2)
+        for q, k, v, length in zip(queries, keys, values, lengths, strict=True)
     ]
-    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous()
+    return torch.cat(outputs, dim=1)
 
 
 def _window_mask(length: int, window: int | None, device: torch.device) -> torch.Tensor | None:

@@ -27,6 +27,7 @@ from vectorlm.model import attention, lora
 from vectorlm.model.causal import CausalModel
 from vectorlm.model.head import install
 from vectorlm.model.kernels import take_liger_kernels
+from vectorlm.model.products import take_onednn
 from vectorlm.model.shard import (
     COMPUTE_DTYPE,
     MASTER_DTYPE,
@@ -88,6 +89,8 @@ def load_model(name: str, train: TrainParameters, here: Place) -> CausalModel:
         initial = lora.first_values(outline.module, train.seed)
     model = spread(outline, train, here)
     allocate(model.module, here.device)
+    if not train.compile:  # the compiler's own products are chosen by itself
+        take_onednn(model.module)
     _fill(model.module, folder, train, adapters, initial, here, padding)
     return model
 

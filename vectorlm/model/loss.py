@@ -1,9 +1,10 @@
 """The loss of a batch: the SUM of its token losses, so that steps can be normalised over all
 ranks. Floor 2, called by `head`.
 
-Logits never exist whole: hidden states are taken in chunks of rows, and while a chunk's logits
-are there, so are its gradients computed; the backward pass only scales them. Legend: N learned
-tokens, H hidden size, V vocabulary; hidden [N, H], weight [V, H], bias [V], targets [N].
+Logits never exist whole: hidden states are taken in chunks of rows, large enough for fast products,
+and while a chunk's logits are there, its gradients take their place, a slice of rows at a time; the
+backward pass only scales them. Legend: N learned tokens, H hidden size, V vocabulary;
+hidden [N, H], weight [V, H], bias [V], targets [N].
 """
 
 from __future__ import annotations
@@ -12,10 +13,14 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch.nn.functional import cross_entropy, linear, log_softmax
+from torch.nn.functional import cross_entropy, log_softmax
 
-# Of a chunk's logits in 32 bits. Each chunk goes over the weight's gradient once more.
+from vectorlm.model.products import linear, product
+
+# Of a chunk's logits, if they were in 32 bits. Each goes over the weight's gradient once more.
 CHUNK_BYTES = 512 * 2**20
+# Of a slice in 32 bits: stays in a CPU's cache; keeps all of a GPU busy.
+SLICE_BYTES = {"cpu": 16 * 2**20, "cuda": 128 * 2**20}
 
 
 @dataclass(frozen=True)
@@ -129,6 +134,7 @@ class _Chunks:
         self.hidden, self.weight, self.bias = hidden, weight, bias
         self.vocab_size, self.transform, self.wanted = vocab_size, transform, wanted
         self.rows = chunk_rows(len(weight))
+        self.slice_rows = slice_rows(len(weight), hidden.device.type)
         self.of_hidden = torch.empty_like(hidden) if wanted.hidden else None
         self.of_bias = None
         if wanted.bias and bias is not None:
@@ -138,39 +144,38 @@ class _Chunks:
     def loss_sum(self, start: int, targets: torch.Tensor) -> torch.Tensor:
         hidden = self.hidden[start : start + self.rows]
         logits = linear(hidden, self.weight, self.bias)
-        slope: torch.Tensor | float = 1.0
-        if self.transform.changes:
-            logits = self.transform(logits.float())
-            slope = self.transform.slope(logits) if self.wanted.any else slope
-        logits[:, self.vocab_size :] = -torch.inf
-        log_shares = log_softmax(logits, 1, dtype=torch.float32)
-        del logits
-        total = -log_shares.gather(1, targets[:, None]).sum()
+        slices = zip(logits.split(self.slice_rows), targets.split(self.slice_rows), strict=True)
+        total = torch.stack([self._slice(*parts) for parts in slices]).sum()
         if self.wanted.any:
-            self._gradients(start, hidden, log_shares.exp_(), slope, targets)
+            self._gradients(start, hidden, logits)
         return total
 
-    def _gradients(
-        self,
-        start: int,
-        hidden: torch.Tensor,
-        shares: torch.Tensor,
-        slope: torch.Tensor | float,
-        targets: torch.Tensor,
-    ) -> None:
-        """`shares`: the softmax; it is overwritten by the gradient of the head's output."""
-        shares.scatter_add_(1, targets[:, None], shares.new_full((len(targets), 1), -1.0))
-        if isinstance(slope, torch.Tensor):
-            shares.mul_(slope)
-            slope = 1.0
-        gradient = torch.empty_like(shares, dtype=hidden.dtype)
-        torch.mul(shares, self.wanted.factor * slope, out=gradient)
+    def _slice(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The loss of a few rows; `logits` are overwritten by their gradient where it is wanted."""
+        wide = logits.float()
+        slope: torch.Tensor | float = 1.0
+        if self.transform.changes:
+            wide = self.transform(wide)
+            slope = self.transform.slope(wide) if self.wanted.any else slope
+        wide[:, self.vocab_size :] = -torch.inf
+        shares = log_softmax(wide, 1)
+        total = -shares.gather(1, targets[:, None]).sum()
+        if self.wanted.any:
+            shares.exp_()
+            shares.scatter_add_(1, targets[:, None], shares.new_full((len(targets), 1), -1.0))
+            if isinstance(slope, torch.Tensor):
+                shares.mul_(slope)
+                slope = 1.0
+            torch.mul(shares, self.wanted.factor * slope, out=logits)
+        return total
+
+    def _gradients(self, start: int, hidden: torch.Tensor, gradient: torch.Tensor) -> None:
         if self.of_bias is not None:
             self.of_bias += gradient.sum(0, dtype=torch.float32)
         if self.of_hidden is not None:
-            torch.mm(gradient, self.weight, out=self.of_hidden[start : start + self.rows])
+            self.of_hidden[start : start + self.rows] = product(gradient, self.weight)
         if self.wanted.weight:
-            self._add_to_weight(gradient.t() @ hidden)
+            self._add_to_weight(product(gradient.t(), hidden))
 
     def _add_to_weight(self, part: torch.Tensor) -> None:
         if self.of_weight is None:
@@ -183,3 +188,8 @@ class _Chunks:
 def chunk_rows(vocabulary: int) -> int:
     """Rows of a chunk: what `CHUNK_BYTES` of logits in 32 bits hold."""
     return max(CHUNK_BYTES // (4 * vocabulary), 64)
+
+
+def slice_rows(vocabulary: int, device: str) -> int:
+    """Rows whose softmax is made at once: what `SLICE_BYTES` hold."""
+    return max(SLICE_BYTES[device] // (4 * vocabulary), 1)

@@ -33,7 +33,8 @@ PARTS = (
 )
 
 
-CHUNK_BYTES = 512 * 2**20  # of logits in 32 bits, as `model.loss` cuts them
+# Of logits in 32 bits, as `model.loss` cuts them; LEAST_ROWS of a chunk.
+CHUNK_BYTES, SLICE_BYTES = 512 * 2**20, 128 * 2**20
 LEAST_ROWS = 64
 
 # What a simulation tells apart, which sees blocks begin and end; and what is within it.
@@ -311,21 +312,20 @@ class _Step:
             )
 
     def _loss(self) -> Iterator[Moment]:
-        """A chunk of logits, and while it is there, its gradients; the head's add up in 32 bits
-        where there are several chunks."""
+        """A chunk of logits, which turns into its gradients slice by slice; the head's add up in
+        32 bits where there are several chunks."""
         if self.adapters and self.adapters.adapts_head:
             yield from self._whole_logits()
             return
         first, second = self._chunks()
         part, whole = self.head_gradient, self.head_trained * FLOAT if second else 0
         sums = whole if self.c < FLOAT else 0  # in 32 bits the first part is the sum
-        soft, gradient = self._logit_bytes()
         softmax, gradients = "softmax of the logits", "gradients of the logits"
-        yield self._in_the_loss(softmax, first * soft, 0)
-        yield self._in_the_loss(gradients, first * gradient, part + sums)
+        yield self._in_the_loss(softmax, self._softmax_bytes(first), 0)
+        yield self._in_the_loss(gradients, self._logit_bytes(first), part + sums)
         if second:
-            yield self._in_the_loss(softmax, second * soft, whole)
-            yield self._in_the_loss(gradients, second * gradient, part + whole)
+            yield self._in_the_loss(softmax, self._softmax_bytes(second), whole)
+            yield self._in_the_loss(gradients, self._logit_bytes(second), part + whole)
         yield self._moment(
             LOSS,
             self.gradients(0),
@@ -354,17 +354,19 @@ class _Step:
         )
 
     def _chunks(self) -> tuple[int, int]:
-        """Entries of logits in the first chunk, and in the second."""
-        vocabulary, count = self.shape.vocab_size, self.tokens.count
-        first = min(count, chunk_rows(vocabulary))
-        return first * vocabulary, min(count - first, first) * vocabulary
+        """Rows of the first chunk, and of the second."""
+        first = min(self.tokens.count, chunk_rows(self.shape.vocab_size))
+        return first, min(self.tokens.count - first, first)
 
-    def _logit_bytes(self) -> tuple[int, int]:
-        """Of an entry while the softmax is made: as computed, in 32 bits, and the softmax; or, of
-        logits that are capped, what comes in between. And while gradients are made of it."""
-        computed = self.c if self.c < FLOAT else 0
-        capped = self.shape.logits_capped
-        return computed + (4 if capped else 2) * FLOAT, FLOAT + self.c + capped * FLOAT
+    def _logit_bytes(self, rows: int) -> int:
+        return rows * self.shape.vocab_size * self.c
+
+    def _softmax_bytes(self, rows: int) -> int:
+        """A chunk, and of a slice of it what is made in 32 bits: a copy, the softmax; or, of logits
+        that are capped, what comes in between."""
+        made = (self.c < FLOAT) + (3 if self.shape.logits_capped else 1)
+        entries = min(rows, slice_rows(self.shape.vocab_size)) * self.shape.vocab_size
+        return self._logit_bytes(rows) + entries * made * FLOAT
 
     def _kept_of_all(self) -> int:
         return self.kept(self.shape.layers) + self.last_norm + self.constant
@@ -462,7 +464,7 @@ class _Step:
             EVALUATION,
             0,
             activations=tokens.count * self.shape.hidden * self.c,
-            logits=rows * self.shape.vocab_size * self._logit_bytes()[0],
+            logits=self._softmax_bytes(rows),
             communication=self._gathered_at_the_loss(),
         )
 
@@ -470,6 +472,11 @@ class _Step:
 def chunk_rows(vocabulary: int) -> int:
     """Rows of logits that are computed at once."""
     return max(CHUNK_BYTES // (FLOAT * vocabulary), LEAST_ROWS)
+
+
+def slice_rows(vocabulary: int) -> int:
+    """Rows whose softmax is made at once, on a GPU."""
+    return max(SLICE_BYTES // (FLOAT * vocabulary), 1)
 
 
 def trained_parameters(shape: ModelShape, adapters: Adapters | None) -> int:

@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.data.conftest import TEXTS, texts
-from vectorlm.data import readers
-from vectorlm.data.documents import BadRow, Position, RowBatch
-from vectorlm.data.readers import Opened, Wanted, reader_for
+from vectorlm import readers
 from vectorlm.errors import DataError
+from vectorlm.readers import Opened, Wanted, reader_for
+from vectorlm.row_batch import BadRow, Position, RowBatch
 
 HERE = Path("f")
 TEXT = Wanted("text")
@@ -175,6 +175,9 @@ def test_a_bad_csv_row_is_named_and_the_next_is_read(line: bytes, reason: str, d
     ("content", "message"),
     [
         (b"", "no header line"),
+        (b"a;text\n1;2\n", r"f:1: there is no field 'text' .*: a;text\); its fields .* semicolons"),
+        (b"q,answer\n1,2\n", "data_field names the one to read"),
+        (b"query,answer\n1,2\n", "dataset_format: alpaca and columns: {instruction: query, outp"),
         (b"a,b\n1,2\n", r"f:1: there is no field 'text' \(fields here: a, b\)"),
         (b"text,text\n1,2\n", "stands twice"),
         (b'text,b\na,b\n"c,d\ne,f\n', "f:3: a quote is opened here and never closed"),
