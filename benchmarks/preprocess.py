@@ -1,6 +1,7 @@
 """How fast text becomes packed rows, whole processes, beside what others do with the same text.
 
     python benchmarks/preprocess.py [--write] [--rounds 5] [--mb 100]
+    python benchmarks/preprocess.py --chat [--write] [--rounds 5] [--conversations 20000]
 
 The corpus is made of the Python files installed here, a document a file, in an order that their
 names' hashes give; the two tokenizers (byte-level, as GPT-2's or Llama-3's; SentencePiece-like, as
@@ -349,7 +350,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = arguments(COMMAND, __doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--mb", type=int, default=100, help="size of the corpus")
+    parser.add_argument("--chat", action="store_true", help="conversations instead of texts")
+    parser.add_argument("--conversations", type=int, default=20_000, help="how many, with --chat")
     chosen = parser.parse_args(argv)
+    if chosen.chat:
+        from benchmarks import preprocess_chat
+
+        return preprocess_chat.main(chosen.rounds, chosen.conversations, chosen.write)
     load = os.getloadavg()[0]
     told, wrong = [], []
     with tempfile.TemporaryDirectory(prefix="vectorlm-preprocess-") as name:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import tempfile
@@ -34,7 +35,24 @@ def pytest_unconfigure() -> None:
     shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 
-LONGEST_FIRST = ("tests/slurm/test_survival.py", "tests/slurm/", "tests/distributed/", "")
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Imports all libraries: a third of it would be garbage collection."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+LONGEST_FIRST = (
+    "tests/slurm/test_survival.py",
+    "tests/slurm/",
+    "tests/distributed/",
+    "tests/model/test_shard.py",
+    "",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

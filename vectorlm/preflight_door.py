@@ -18,6 +18,7 @@ from vectorlm.cluster import env
 from vectorlm.config.load import load_config
 from vectorlm.config.schema import Config
 from vectorlm.errors import EXIT_OK, ClusterError, VectorLMError
+from vectorlm.libraries import loading
 from vectorlm.stop import STOP_SIGNALS
 
 MODULE = "vectorlm.preflight_door"
@@ -51,8 +52,9 @@ def _as_rank(config_path: str, overrides: Sequence[str]) -> int:
 
 
 def _preflight(config: Config) -> int:
-    from vectorlm.distributed import connect, disconnect, rank_left
-    from vectorlm.measure import preflight
+    with loading():
+        from vectorlm.distributed import connect, disconnect, rank_left
+        from vectorlm.measure import preflight
 
     ranks = connect(MEETING_MINUTES)
     try:

@@ -23,15 +23,7 @@ from vectorlm.config.schema import Config, DatasetPreprocess
 from vectorlm.data.account import MOST_LISTED, REFUSED_NAME, Account, Refused
 from vectorlm.data.ahead import Ahead, Later
 from vectorlm.data.best_fit import BestFitPacker, window_tokens
-from vectorlm.data.documents import (
-    BadRow,
-    Documents,
-    Encoder,
-    Position,
-    RowBatch,
-    RowEncoder,
-    without_longer,
-)
+from vectorlm.data.documents import Documents, Encoder, RowEncoder, without_longer
 from vectorlm.data.engine import IdsDiffer
 from vectorlm.data.mixture import (
     HeldOut,
@@ -47,9 +39,11 @@ from vectorlm.data.sources import Source
 from vectorlm.data.store import RowWriter, existing_manifest, open_rows, rewrite_manifest
 from vectorlm.data.text_encoder import TextEncoder
 from vectorlm.data.tokenize import TextTokenizer, load_tokenizer
+from vectorlm.data.workers import Workers
 from vectorlm.errors import ConfigError, DataError
 from vectorlm.manifest import Manifest, SourceCounts, options_sha256
 from vectorlm.recipe import Found, differences, other_places, recipe
+from vectorlm.row_batch import BadRow, Position, RowBatch
 
 SLOW_HASH_BYTES = 2 << 30
 BATCHES_AHEAD = 1
@@ -291,17 +285,19 @@ class Making:
         return manifest
 
     def encoded(
-        self, batches: Iterable[RowBatch]
+        self, batches: Iterable[RowBatch], workers: Workers
     ) -> Iterator[tuple[RowBatch, Documents, list[BadRow]]]:
-        for batch in batches:
+        for batch in self.encoder.ready(batches, workers):
             documents, bad = self.encoder.encode(batch)
             yield batch, documents, batch.bad + bad
 
     def write_rows(self, writer: RowWriter, progress: Progress) -> None:
         source, tokenizer = self.job.source, self.encoder.tokenizer
+        workers = Workers(self.job.options.workers, self.job.options.memory_mb)
         with (
             Ahead(self.encoder.rows(source, self.position), BATCHES_AHEAD) as batches,
-            Ahead(self.encoded(batches), BATCHES_AHEAD) as all_documents,
+            Ahead(self.encoded(batches, workers), BATCHES_AHEAD) as all_documents,
+            workers,  # ended first, so that nothing waits for them
         ):
             for batch, documents, bad in all_documents:
                 if progress.documents == 0 and tokenizer.engine:

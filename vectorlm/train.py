@@ -20,6 +20,7 @@ from vectorlm.cluster import env
 from vectorlm.config.load import load_config, required_section
 from vectorlm.config.schema import Config, DatasetConfig
 from vectorlm.errors import EXIT_OK, EXIT_STOPPED, EXIT_STOPPED_UNSAVED, ConfigError
+from vectorlm.libraries import loading
 from vectorlm.stop import StopFlag
 
 FIRST_RANK_SPEAKS_S = 10.0
@@ -64,7 +65,8 @@ def first_rank_speaks() -> Iterator[None]:
 def _train(config: Config, dataset: DatasetConfig, config_path: str, stop: StopFlag) -> int:
     if "SLURM_JOB_ID" in os.environ:
         env.record_flights(config.train_parameters.output_dir)
-    from vectorlm.assemble import run
+    with loading():
+        from vectorlm.assemble import run
 
     if run(config, dataset, stop, config_path):
         return EXIT_OK

@@ -376,6 +376,23 @@ def test_any_conversation(name: str) -> None:
         assert found.text == template(name).render(messages)
 
 
+TAKES_TEXTS = (
+    "{% for m in messages %}{{ m.role }}:{{ m.content }}{% for call in m.tool_calls or [] %}"
+    "{{ call.function.name + '(' + call.function.arguments + ')' }}{% endfor %}</s>{% endfor %}"
+)
+
+
+def test_a_template_that_takes_arguments_as_texts() -> None:
+    one = Finder(ChatTemplate(TAKES_TEXTS, "a.jinja", NAMED), "assistant", SPECIAL, SPECIAL)
+    given = conversation(user("a"), calls("weather", city="Köln", days=2), result("12"), said("b"))
+    wanted = 'user:a</s>assistant:⟦weather({"city": "Köln", "days": 2})</s>⟧tool:12</s>assistant:⟦b'
+    assert shown(one, given).startswith(wanted)
+    refusing = "{{ raise_exception('never ' ~ messages[1].tool_calls[0].function.arguments) }}"
+    never = Finder(ChatTemplate(refusing, "a.jinja", NAMED), "assistant", SPECIAL, SPECIAL)
+    with pytest.raises(RowProblem, match=r"never .'city': 'Köln', 'days': 2"):
+        never.find(given)
+
+
 def test_results_written_as_json_are_written() -> None:
     text = "{% for m in messages %}{{ m.role }}:{{ m.content | tojson }}</s>{% endfor %}"
     one = Finder(ChatTemplate(text, "a.jinja", NAMED), "assistant", SPECIAL, SPECIAL)

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import csv
+import gzip
 import json
+import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.check.project import Project, says
-from tests.data.chat.models import model_folder, said, source, user
+from tests.data.chat.models import calls, model_folder, result, said, source, user
 from vectorlm.check.data_folder import look
 
 CHAT = {"messages": [user("Hi"), said("Hello.")]}
@@ -90,6 +97,73 @@ def test_conversations_that_cannot_be_prepared(name: str, chats: Project) -> Non
     spoil, text, cure = SPOILT[name]
     spoil(chats)
     assert says(chats.one(look), text, cure)
+
+
+def save(path: Path, rows: list[Any]) -> None:
+    """In the kind of file that the ending says."""
+    lines = [json.dumps(row) for row in rows]
+    table = pa.Table.from_pylist(rows)
+    if path.suffix == ".parquet":
+        pq.write_table(table, path)
+    elif path.suffix == ".json":
+        path.write_text(f"[{','.join(lines)}]")
+    elif path.suffix == ".gz":
+        path.write_bytes(gzip.compress("".join(f"{line}\n" for line in lines).encode()))
+    elif path.suffix == ".csv":
+        with open(path, "w", newline="") as file:
+            written = csv.writer(file)
+            written.writerows([["messages"], *([json.dumps(row["messages"])] for row in rows)])
+    else:
+        datasets.Dataset(table).save_to_disk(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("c.parquet", "c.parquet: row 41"),
+        ("c.json", "c.json: row 41"),
+        ("c.jsonl.gz", "c.jsonl.gz:41"),
+        ("c.csv", "c.csv:42"),
+        ("saved", "saved/data-00000-of-00001.arrow: row 41"),
+    ],
+)
+def test_the_first_rows_of_every_kind_of_file(chats: Project, name: str, place: str) -> None:
+    path = chats.folder / name
+    set_keys(chats, load_path=str(path))
+    # In columnar files, what one message has is empty in all others.
+    called = {"messages": [user("a"), calls("weather", city="x"), result("12"), said("b")]}
+    save(path, [CHAT, called] * 20)
+    assert chats.find(look) == []
+    if path.is_dir():
+        shutil.rmtree(path)
+    save(path, [CHAT, called] * 20 + [{"messages": [user("a")]}])
+    assert says(chats.one(look), f"{place}: no message is an assistant's", "skip_bad_rows")
+
+
+@pytest.mark.parametrize(
+    ("row", "text"),
+    [
+        ({"input_ids": [1, "a"]}, "input_ids is no list of whole numbers"),
+        ({"prompt": "a", "completion": " "}, "completion is empty"),
+        ({"prompt": [user("a")], "completion": [user("b")]}, "no message is an assistant's"),
+        ({"instruction": "a", "output": 3}, "output is of type int"),
+        ({"conversations": [{"from": "ape", "value": "a"}]}, "has the role 'ape'"),
+        ({"messages": [user("a"), said("\ud800")]}, "it is not valid UTF-8"),
+    ],
+)
+def test_rows_of_every_format(chats: Project, row: Any, text: str) -> None:
+    write(chats, row)
+    assert says(chats.one(look), f"raw.jsonl:1: .*{text}", "skip_bad_rows")
+
+
+def test_many_rows_take_no_time(chats: Project) -> None:
+    """Only the first are looked at."""
+    turns = [user("Hi " * 50), said("Hello. " * 100, "because")] * 10
+    save(chats.folder / "c.parquet", [{"messages": turns}] * 2000)
+    set_keys(chats, load_path=str(chats.folder / "c.parquet"))
+    began = time.process_time()
+    assert chats.find(look) == []
+    assert time.process_time() - began < 1
 
 
 def test_bad_rows_that_are_skipped_are_a_warning(chats: Project) -> None:

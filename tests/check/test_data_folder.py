@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 from collections.abc import Callable
@@ -272,12 +273,12 @@ SOURCES: dict[str, tuple[Spoil, str, str]] = {
     ),
     "a broken row": (
         lambda p: (unprepared(p), p.raw.write_text('{"text": "no end\n{"text": "x"}\n')),
-        "its first row is broken JSON",
+        "raw.jsonl:1: broken JSON",
         "skip_bad_rows",
     ),
     "no object": (
         lambda p: (unprepared(p), p.raw.write_text('["text"]\n["text"]\n')),
-        "its first row is no JSON object but a list",
+        "raw.jsonl:1: a JSON object is expected, not a list",
         "skip_bad_rows",
     ),
     "no parquet": (
@@ -371,8 +372,6 @@ def test_a_dataset_of_the_hub(project: Project) -> None:
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl.gz"])
 def test_other_kinds_of_sources(project: Project, ending: str) -> None:
-    import gzip
-
     path = project.folder / f"more.{ending}"
     if ending == "csv":
         path.write_text("title,text\na,b\n")
@@ -383,3 +382,42 @@ def test_other_kinds_of_sources(project: Project, ending: str) -> None:
     preprocess(project, load_path=str(path), data_field="body")
     errors = [finding for finding in project.find(look) if finding.severity == "error"]
     assert says(errors[0], "its fields: title, text", "title, text")
+
+
+BAD_TEXTS = {
+    "jsonl": (b'{"text": "a"}\n{"text": " "}\n', ":2: field 'text' is empty"),
+    "json": (b'[{"text": "a"}, {"text": 3}]', ": row 2: field 'text' is of type int"),
+    "csv": (b"text,n\na,1\nb\n", ":3: 1 fields, but the header has 2"),
+    "csv.gz": (gzip.compress(b"text,n\na,1\nb\n"), ":3: 1 fields, but the header has 2"),
+    "txt": (b"a\n\xff\n", ":2: not valid UTF-8"),
+}
+
+
+@pytest.mark.parametrize("ending", BAD_TEXTS)
+def test_a_row_that_preprocessing_would_stop_at(project: Project, ending: str) -> None:
+    content, text = BAD_TEXTS[ending]
+    path = project.folder / f"more.{ending}"
+    path.write_bytes(content)
+    unprepared(project, load_path=str(path))
+    (found,) = [one for one in project.find(look) if one.where != "dataset.train_ds"]
+    assert says(found, f"more.{ending}{text}", "skip_bad_rows")
+    assert found.severity == "error"
+    preprocess(project, load_path=str(path), skip_bad_rows=True)
+    assert {one.severity for one in project.find(look)} == {"warning"}
+
+
+BROKEN = {
+    "json": (b'[{"text": "a"}, {"te', "broken JSON array", "mend the file"),
+    "csv": (b'text\n"a\n', "a quote is opened here and never closed", "mend the file"),
+    "jsonl.gz": (gzip.compress(b'{"text": "a"}\n' * 99)[:-9], "cannot be read", "whole"),
+}
+
+
+@pytest.mark.parametrize("ending", BROKEN)
+def test_a_file_that_cannot_be_read_on(project: Project, ending: str) -> None:
+    content, text, cure = BROKEN[ending]
+    path = project.folder / f"more.{ending}"
+    path.write_bytes(content)
+    unprepared(project, load_path=str(path))
+    (found,) = [one for one in project.find(look) if one.where != "dataset.train_ds"]
+    assert says(found, f"more.{ending}.*{text}", cure)

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from vectorlm.config.schema import Config, DatasetPreprocess
-from vectorlm.data.documents import RowBatch
 from vectorlm.data.tokenize import TextTokenizer, load_tokenizer
+from vectorlm.row_batch import RowBatch
 
 TEXTS = [
     "The quick brown fox jumps over the lazy dog.",

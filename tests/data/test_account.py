@@ -13,10 +13,10 @@ from tests.data.conftest import MakeConfig
 from vectorlm.config.schema import Config
 from vectorlm.data import account
 from vectorlm.data.account import Refused
-from vectorlm.data.documents import BadRow
 from vectorlm.errors import DataError
 from vectorlm.manifest import Manifest, read_manifest
 from vectorlm.preprocess import prepare_config
+from vectorlm.row_batch import BadRow
 
 
 def jsonl(path: Path, rows: list[Any]) -> str:

@@ -9,7 +9,8 @@ import pytest
 
 from tests.data.test_pack import IGNORE, document, packed, random_documents, rows_of, same, together
 from vectorlm.data.best_fit import BestFitPacker, best_fit, shuffled, window_tokens
-from vectorlm.data.documents import Documents, Offsets, Where, offsets_of
+from vectorlm.data.documents import Documents, Offsets, offsets_of
+from vectorlm.row_batch import Where
 
 
 def packer(max_seq_len: int = 16, seed: int = 1, window: int = 100) -> BestFitPacker:

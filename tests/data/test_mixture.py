@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from tests.data.conftest import options_of
-from vectorlm.data import readers
-from vectorlm.data.documents import RowBatch
+from vectorlm import readers
 from vectorlm.data.mixture import HeldOut, MixedEncoder, Mixture, Part, find_part, lot, passes
 from vectorlm.data.sources import START
 from vectorlm.data.text_encoder import TextEncoder
 from vectorlm.data.tokenize import TextTokenizer
+from vectorlm.row_batch import RowBatch
 
 
 def part(path: Path, name: str, rows: int, weight: float, files: int = 1) -> Part:

@@ -10,10 +10,11 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from vectorlm.data.documents import Documents, RowBlock, Where, offsets_of
+from vectorlm.data.documents import Documents, RowBlock, offsets_of
 from vectorlm.data.pack import NO_TOKENS, NOTHING_TO_LEARN, Packer, PartialPacker, make_packer
 from vectorlm.errors import DataError
 from vectorlm.row import Row
+from vectorlm.row_batch import Where
 
 IGNORE = -100
 KINDS = ["full", "partial", "truncate", "none"]

@@ -19,9 +19,9 @@ import datasets
 import pytest
 
 from tests.data.conftest import TEXTS, MakeConfig, changed, ids_of
-from vectorlm import preprocess
+from vectorlm import preprocess, readers
 from vectorlm.config.schema import Config
-from vectorlm.data import engine, progress, readers
+from vectorlm.data import engine, progress
 from vectorlm.data.store import Manifest, read_manifest
 from vectorlm.data.tokenize import TextTokenizer, load_tokenizer
 from vectorlm.errors import ConfigError, DataError
@@ -368,7 +368,8 @@ import re, sys
 from pathlib import Path
 from vectorlm import preprocess
 from vectorlm.config.schema import Config
-from vectorlm.data import best_fit, progress, readers, store
+from vectorlm import readers
+from vectorlm.data import best_fit, progress, store
 
 load_path, save_path, packing, model, workers = sys.argv[1:]
 progress.PLAIN_EVERY_S = 0.0

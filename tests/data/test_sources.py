@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.data.conftest import TEXTS, options_of, texts
-from vectorlm.data import readers
+from vectorlm import readers
 from vectorlm.data.sources import Source, find_source
 from vectorlm.errors import DataError
 

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.data.conftest import TEXTS, changed, ids_of
-from vectorlm.data.documents import BadRow, RowBatch, Where
 from vectorlm.data.text_encoder import TextEncoder
 from vectorlm.data.tokenize import TextTokenizer
 from vectorlm.errors import DataError
+from vectorlm.row_batch import BadRow, RowBatch, Where
 
 BOS, EOS, IGNORE = 0, 1, -100
 

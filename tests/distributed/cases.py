@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 from tests.tiny import VOCABULARY, write_rows
 from vectorlm.config.schema import Config
 from vectorlm.distributed import Ranks
+from vectorlm.libraries import loading
 from vectorlm.stop import StopFlag
 
 MAX_SEQ_LEN = 48
@@ -74,8 +75,9 @@ def train_all(ranks: Ranks, cases: dict[str, Case]) -> dict[str, Any]:
 
 def train(ranks: Ranks, case: Case) -> dict[str, Any]:
     """Train with the real parts: logged steps, and the final parameters, whole."""
-    from vectorlm.assemble import assemble
-    from vectorlm.attempt import Attempt
+    with loading():
+        from vectorlm.assemble import assemble
+        from vectorlm.attempt import Attempt
 
     config = case.config()
     assert config.dataset is not None

@@ -16,7 +16,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
+from vectorlm.libraries import loading
+
+with loading():
+    import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 300
@@ -65,13 +68,15 @@ def _start(rank: int, world: int, port: int, name: str, folder: str) -> subproce
 
 
 def _rank(name: str, folder: str) -> None:
-    from vectorlm.distributed import connect, disconnect
-    from vectorlm.train import leave
+    with loading():
+        from vectorlm.distributed import connect, disconnect
+        from vectorlm.train import leave
 
-    module, function = name.split(":")
+        module, function = name.split(":")
+        work = getattr(import_module(module), function)
     argument = torch.load(Path(folder) / "argument", weights_only=False)
     ranks = connect(timeout_minutes=4)
-    result = getattr(import_module(module), function)(ranks, argument)
+    result = work(ranks, argument)
     if ranks.first:
         torch.save(result, Path(folder) / "result")
     disconnect()

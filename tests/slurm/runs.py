@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from tests.distributed.runs import Run
@@ -127,3 +129,35 @@ class JobRun(Run):
     def kill(self, rank: int, number: signal.Signals = signal.SIGKILL) -> None:
         for pid in self.pids(rank):
             os.kill(pid, number)
+
+
+def assert_same(run: JobRun, expected: Run, steps: int) -> None:
+    """After so many steps, to the bit."""
+    assert run.facts() == expected.facts()
+    model, wanted = run.model(), expected.model()
+    assert model.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        assert torch.equal(model[name], tensor), name
+    assert run.newest_state()["step"] == steps
+    other = JobRun.newest_tensors(expected)  # type: ignore[arg-type]
+    assert run.newest_tensors() == other
+
+
+@contextmanager
+def held(pids: Collection[int]) -> Iterator[None]:
+    """Time passes meanwhile, and no step does; Slurm wakes whom it signals."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+
+def preempt(run: JobRun) -> None:
+    """By a short job that is more urgent and takes both nodes."""
+    with held(list(run.pids())):
+        urgent = run.lab.sbatch("-p", "urgent", "-N2", "--exclusive", "--wrap", "sleep 2")
+        run.lab.wait(urgent)

@@ -10,13 +10,12 @@ from typing import Any
 
 import pytest
 import submitit
-import torch
 from submitit.core.utils import FailedJobError
 
 from tests.distributed.cases import make_rows, prepared
 from tests.distributed.runs import Run
 from tests.slurm.lab import Lab
-from tests.slurm.runs import JobRun
+from tests.slurm.runs import JobRun, assert_same
 
 STEPS = 80  # 2 epochs of 160 rows, 4 a step; a checkpoint every 10
 SETTINGS = {"epochs": 2, "save_frequency": 0.25, "logging_steps": 40, "keep_checkpoints": 3}
@@ -101,11 +100,7 @@ def test_requeued_again_and_again(slurm: Lab, shared: dict[str, Any], tmp_path: 
     result = {"outcome": "finished", "output_dir": str(run.output), "step": STEPS}
     assert run.known_to_submitit().results() == [result, result]
     assert process.wait(timeout=120) == 0, whole.log
-    assert run.facts() == whole.facts()
-    assert run.newest_tensors() == JobRun.newest_tensors(whole)  # type: ignore[arg-type]
-    model, wanted = run.model(), whole.model()
-    assert model.keys() == wanted.keys()
-    assert all(torch.equal(model[name], tensor) for name, tensor in wanted.items())
+    assert_same(run, whole, STEPS)
     why = slurm.run("vectorlm", "why", run.job).stdout
     assert why.startswith(f"job {run.job}, start 4: finished, after step {STEPS}\n")
     assert "start 2: stopped on request by SIGUSR1; everything is saved" in why

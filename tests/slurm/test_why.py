@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.slurm.conftest import LabMaker
 from tests.slurm.lab import Lab
 
 # Begins as the rendered script does; the ranks leave a record of their start, as they do.
@@ -56,6 +57,15 @@ class Job:
 
 
 SLEEP = "echo rank; sleep 60"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def limited(slurm_lab: LabMaker, tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """Its time limit, of a minute at least, passes while the other tests run: the last one asks.
+    On a cluster of its own, where nothing happens to it.
+    """
+    folder = tmp_path_factory.mktemp("limited")
+    return Job(slurm_lab(nodes=1), folder, "echo rank; sleep 300", "-N1", "--time=1")
 
 
 def test_cancel(slurm: Lab, tmp_path: Path) -> None:
@@ -180,14 +190,6 @@ def test_node_failure_of_a_job_that_may_not_start_again(slurm: Lab, tmp_path: Pa
     assert "start 1: node n2 failed; there is no checkpoint" in job.why()[0]
 
 
-@pytest.mark.slow
-def test_time_limit(slurm: Lab, tmp_path: Path) -> None:
-    job = Job(slurm, tmp_path, "echo rank; sleep 300", "--time=1").ready()
-    assert slurm.wait(job.id, limit_s=180) == "TIMEOUT"
-    assert "its time limit (00:01:00) was reached before it had saved" in job.why()[0]
-    assert "slurm.signal_lead_s" in job.why()[1]
-
-
 def test_task_of_an_array(slurm: Lab, tmp_path: Path) -> None:
     log = f"--output={tmp_path}/vectorlm-%A_%a.log"
     job = slurm.sbatch("--array=0-1", log, "--wrap", "exit 3", cwd=tmp_path)
@@ -209,3 +211,11 @@ def test_job_that_slurm_has_forgotten(slurm: Lab, tmp_path: Path) -> None:
     said = slurm.run("env", "PATH=/nowhere", *command).stdout.splitlines()
     assert said[0].startswith(f"job {job.id}, start 1: cancelled (scancel); ")
     assert f"    vectorlm-{job.id}.log:" in said[3]
+
+
+@pytest.mark.slow
+def test_time_limit(limited: Job) -> None:
+    assert limited.lab.wait(limited.id, limit_s=180) == "TIMEOUT"
+    said = limited.why()
+    assert "its time limit (00:01:00) was reached before it had saved" in said[0]
+    assert "slurm.signal_lead_s" in said[1]

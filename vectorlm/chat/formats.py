@@ -43,6 +43,7 @@ ROLES = {
 }
 FLAGS = ("train", "loss", "weight")
 REASONING = ("reasoning_content", "thinking", "reasoning")
+READ = frozenset({"role", "from", "content", "value", "tool_calls", *FLAGS, *REASONING})
 
 
 class Conversation(NamedTuple):
@@ -130,6 +131,8 @@ def _role(given: Any, what: str) -> str:
 
 
 def _flag(message: Mapping[str, Any], what: str) -> bool | None:
+    if message.keys().isdisjoint(FLAGS):
+        return None
     found = {bool(message[name]) for name in FLAGS if _is_flag(message.get(name), name, what)}
     if len(found) > 1:
         raise RowProblem(BAD_FLAG, f"the flags of {what} contradict each other")
@@ -150,8 +153,7 @@ def _message(entry: Any, number: int, nulls: bool) -> tuple[Message, bool | None
         raise RowProblem(NOT_A_CONVERSATION, f"{what} is no object with a role and a content")
     role = _role(entry.get("role", entry.get("from")), what)
     content = entry["content"] if "content" in entry else entry.get("value")
-    known = {"role", "from", "content", "value", "tool_calls", *FLAGS, *REASONING}
-    message = {key: entry[key] for key in entry if key not in known and entry[key] is not None}
+    message = {key: entry[key] for key in entry if key not in READ and entry[key] is not None}
     if role == "function_call":
         call = _structured(content, what, BROKEN_CALL)
         calls, content, role = call if isinstance(call, list) else [call], "", "assistant"
@@ -165,12 +167,15 @@ def _message(entry: Any, number: int, nulls: bool) -> tuple[Message, bool | None
 
 
 def _reasoning(entry: Mapping[str, Any], what: str) -> Message:
-    """Under each of the names that templates read it by."""
-    found = next((entry[name] for name in REASONING if entry.get(name) is not None), None)
-    if found is None:
+    """Under the names that templates read it by, as transformers does."""
+    if entry.keys().isdisjoint(REASONING):
         return {}
-    text = _text(found, f"the reasoning of {what}")
-    return {"reasoning_content": text, "thinking": text}
+    given = {name: entry[name] for name in REASONING if entry.get(name) is not None}
+    texts = {name: _text(one, f"the reasoning of {what}") for name, one in given.items()}
+    if not texts:
+        return {}
+    first = next(iter(texts.values()))
+    return {"thinking": first, **texts, "reasoning_content": first}
 
 
 def _call(call: Any, what: str, nulls: bool) -> dict[str, Any]:
@@ -325,6 +330,7 @@ FORMATS: dict[str, RowFormat] = {
     "alpaca": RowFormat(("instruction", "output"), ("input", "system", "history"), _read_alpaca),
 }
 
+COLUMNAR = ("hf", "parquet")  # kinds of files in which every object has the fields of all others
 TURNS = ("messages", "sharegpt", "alpaca")  # without a template, none of their rows can be read
 
 
@@ -376,7 +382,7 @@ def canonical(parsed: Parsed) -> str:
     """The contents alone, as a text that is equal for equal contents in whatever format."""
     if isinstance(parsed, Conversation):
         messages = [
-            {key: value for key, value in message.items() if key != "thinking"}
+            {key: value for key, value in message.items() if key not in REASONING[1:]}
             for message in parsed.messages
         ]
         return json.dumps([messages, parsed.tools], sort_keys=True, default=str)

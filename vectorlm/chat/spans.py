@@ -16,20 +16,22 @@ changes. What cannot be told that way is refused, never guessed.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from vectorlm.chat.formats import Conversation, Message
 from vectorlm.chat.problem import RowProblem
+from vectorlm.chat.shapes import Pattern, Span, example_of, shape_of
 from vectorlm.chat.template import KEY, ChatTemplate
 from vectorlm.errors import DataError
 
-Span = tuple[int, int]
 UNCLEAR = "turns not found"
 UNWRITTEN = "not written by the template"
 NOTHING = "nothing to learn"
 PROBE = "\uf8e5\uf8e6\uf8e7"  # private characters: in no text, and nothing a template looks for
+MOST_PATTERNS = 500
 SAMPLE: list[Message] = [{"role": "user", "content": "Hello"}]
 TRIAL: list[Message] = [
     *SAMPLE,
@@ -67,21 +69,70 @@ class Finder:
         self.specials = tuple(sorted((text for text in specials if text), key=len, reverse=True))
         self.added = tuple(sorted((text for text in added if text), key=len, reverse=True))
         self.header = self._header()
+        self.patterns: dict[str, Pattern | None] = {}
 
     def find(self, conversation: Conversation) -> Rendered:
         """RowProblem where the template refuses, turns cannot be told, or nothing is learned."""
         wanted = learned_messages(conversation, self.learn)
-        place = _Places(self, conversation)
-        place.check_written()
+        conversation, text = self._whole(conversation)
         if self.learn == "all":
-            spans = self._all_but(place, wanted)
+            holes = self.turns(conversation, text, [k for k, on in enumerate(wanted) if not on])
+            spans = _all_but(_in_order(holes), len(text))
         else:
-            turns = [place.turn(k) for k, on in enumerate(wanted) if on]
-            spans = _in_order([span for turn in turns for span in self.without_ends(place, turn)])
-        if not any(place.text[start:end].strip() for start, end in spans):
+            turns = self.turns(conversation, text, [k for k, on in enumerate(wanted) if on])
+            spans = _in_order([span for turn in turns for span in self.without_ends(text, turn)])
+        if not any(text[start:end].strip() for start, end in spans):
             raise RowProblem(NOTHING, nothing_learned(conversation, self.learn))
-        ends_open = wanted[-1] and not place.text.rstrip().endswith(self.specials)
-        return Rendered(place.text, spans, ends_open)
+        ends_open = wanted[-1] and not text.rstrip().endswith(self.specials)
+        return Rendered(text, spans, ends_open)
+
+    def _whole(self, conversation: Conversation) -> tuple[Conversation, str]:
+        """With its text; some templates take the arguments of calls as texts alone."""
+        try:
+            return conversation, self.template.render(conversation.messages, conversation.tools)
+        except RowProblem:
+            messages = [_with_texts(message) for message in conversation.messages]
+            if messages == conversation.messages:
+                raise
+            try:
+                text = self.template.render(messages, conversation.tools)
+            except RowProblem:
+                pass  # the first problem is the one of the data as they are
+            else:
+                return conversation._replace(messages=messages), text
+            raise
+
+    def turns(self, conversation: Conversation, text: str, numbers: Sequence[int]) -> list[Span]:
+        """Where these messages stand in the text."""
+        shape = shape_of(conversation)
+        pattern = self._pattern(shape.key, conversation, numbers) if shape else None
+        found = pattern.fit(text, shape.words) if shape and pattern else None
+        return self.turns_by_rendering(conversation, text, numbers) if found is None else found
+
+    def turns_by_rendering(
+        self, conversation: Conversation, text: str, numbers: Sequence[int]
+    ) -> list[Span]:
+        place = _Places(self, conversation, text)
+        place.check_written()
+        return [place.turn(k) for k in numbers]
+
+    def _pattern(
+        self, key: str, conversation: Conversation, numbers: Sequence[int]
+    ) -> Pattern | None:
+        key = f"{numbers} {key}"
+        if key not in self.patterns:
+            if len(self.patterns) >= MOST_PATTERNS:
+                self.patterns.clear()
+            self.patterns[key] = self._new_pattern(example_of(conversation), numbers)
+        return self.patterns[key]
+
+    def _new_pattern(self, example: Conversation, numbers: Sequence[int]) -> Pattern | None:
+        """None where a template does not take words that are made up."""
+        try:
+            text = self.template.render(example.messages, example.tools)
+            return Pattern(text, self.turns_by_rendering(example, text, numbers))
+        except (RowProblem, ValueError):
+            return None
 
     def check_template(self) -> None:
         """DataError where the turns of even a plain conversation cannot be told."""
@@ -95,16 +146,9 @@ class Finder:
                 f"Name a file that holds another with {KEY}, such as configs/chatml.jinja."
             ) from problem
 
-    def _all_but(self, place: _Places, wanted: Sequence[bool]) -> list[Span]:
-        holes = _in_order([place.turn(k) for k, on in enumerate(wanted) if not on])
-        edges = [0, *(edge for hole in holes for edge in hole), len(place.text)]
-        pairs = zip(edges[::2], edges[1::2], strict=True)
-        return [(start, end) for start, end in pairs if start < end]
-
-    def without_ends(self, place: _Places, turn: Span) -> Iterator[Span]:
+    def without_ends(self, text: str, turn: Span) -> Iterator[Span]:
         """The turn, and the end tokens behind it, but not the white space after the first."""
         start, end = turn
-        text = place.text
         tokens: list[Span] = []
         at = end
         while token := self._token_before(text, start, at):
@@ -119,8 +163,10 @@ class Finder:
 
     def _token_before(self, text: str, start: int, at: int) -> Span | None:
         end = start + len(text[start:at].rstrip())
-        found = next((one for one in self.specials if text.endswith(one, start, end)), None)
-        return (end - len(found), end) if found else None
+        if not text.endswith(self.specials, start, end):
+            return None
+        found = next(one for one in self.specials if text.endswith(one, start, end))
+        return end - len(found), end
 
     def _header(self) -> str | None:
         """What the template writes before an assistant's words although it was not asked to; None
@@ -165,6 +211,18 @@ def _says_something(message: Message) -> bool:
     )
 
 
+def _with_texts(message: Message) -> Message:
+    calls = [
+        call | {"function": call["function"] | {"arguments": _as_text(call["function"])}}
+        for call in message.get("tool_calls", ())
+    ]
+    return message | {"tool_calls": calls} if calls else message
+
+
+def _as_text(function: dict[str, Any]) -> str:
+    return json.dumps(function["arguments"], ensure_ascii=False, default=str)
+
+
 def nothing_learned(conversation: Conversation, learn: str) -> str:
     said = [message for message in conversation.messages if message["role"] == "assistant"]
     if not said:
@@ -172,6 +230,12 @@ def nothing_learned(conversation: Conversation, learn: str) -> str:
     if not any(map(_says_something, said)):
         return "the assistant's messages are empty, so there is nothing to learn"
     return f"nothing in it is learned, by its own flags and learn: {learn}"
+
+
+def _all_but(holes: list[Span], size: int) -> list[Span]:
+    edges = [0, *(edge for hole in holes for edge in hole), size]
+    pairs = zip(edges[::2], edges[1::2], strict=True)
+    return [(start, end) for start, end in pairs if start < end]
 
 
 def _in_order(spans: list[Span]) -> list[Span]:
@@ -197,11 +261,11 @@ def unwritten(what: str) -> RowProblem:
 class _Places:
     """One conversation's text, and where its messages stand in it."""
 
-    def __init__(self, finder: Finder, conversation: Conversation) -> None:
+    def __init__(self, finder: Finder, conversation: Conversation, text: str) -> None:
         self.finder = finder
         self.messages = conversation.messages
         self.tools = conversation.tools
-        self.text = self._render(self.messages)
+        self.text = text
         self.changed: dict[int, Words] = {}
 
     def _render(self, messages: Sequence[Message], prompt: bool = False) -> str:

@@ -1,17 +1,16 @@
 """Can conversations be rendered: is there a chat template, does it parse, do the first rows go
-through it? Floor 1, called by `raw_data`.
+through it? Floor 1, called by `raw_data`. What renders is what preprocessing renders with.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from vectorlm.chat.formats import FORMATS, TURNS, Conversation, column_names, parse
+from vectorlm.chat.formats import FORMATS, TURNS, column_names
 from vectorlm.chat.problem import RowProblem
-from vectorlm.chat.spans import Finder
+from vectorlm.chat.renderer import Recipe, Refused, Renderer
 from vectorlm.chat.template import KEY, find_template
 from vectorlm.check.finding import Finding, Surroundings, error, warning
 from vectorlm.config.schema import DatasetPreprocess
@@ -21,15 +20,17 @@ from vectorlm.tokenizer_files import added_tokens
 
 SKIP = "mend it, or set dataset_preprocess.skip_bad_rows: true"
 
+Rows = Sequence[tuple[str, Any]]  # where, and the record
+
 
 def look_at_chats(
     here: Surroundings,
     key: str,
     options: DatasetPreprocess,
     row_format: str,
-    path: Path,
     fields: Sequence[str],
-    first_rows: Sequence[tuple[int, Any]],
+    rows: Rows,
+    nulls: bool,
 ) -> Iterator[Finding]:
     names = column_names(row_format, options.columns)
     absent = [names[role] for role in FORMATS[row_format].required if names[role] not in fields]
@@ -37,49 +38,68 @@ def look_at_chats(
         have = ", ".join(fields[:10]) or "none"
         yield error(
             "dataset_preprocess.dataset_format",
-            f"{path} has no field {absent[0]!r}, which {row_format} needs; its fields: {have}",
+            f"{rows[0][0]} has no field {absent[0]!r}, which {row_format} needs; its fields: "
+            f"{have}",
             "take another dataset_format, or say with dataset_preprocess.columns which is which",
         )
         return
-    if row_format not in TURNS:
-        return
+    folder = _folder(here)
     try:
-        finder = _finder(here, options)
+        renderer, has_tokens = _renderer(options, row_format, folder, nulls)
+        if row_format in TURNS:
+            if folder is None and options.chat_template is None:
+                return  # others complain that there is no model to ask
+            if has_tokens:  # without them, ends are not seen
+                renderer.finder.check_template()
+        bad = next(_problems(renderer, rows), None)
     except DataError as problem:
         text, _, cure = str(problem).partition("\n")
         yield error(KEY, text.removeprefix(f"{KEY}: "), cure)
         return
-    if finder is not None:
-        kind = warning if options.skip_bad_rows else error
-        for number, bad in islice(_problems(finder, options, row_format, first_rows), 1):
-            yield kind(key, f"{path}:{number}: {bad}", SKIP)
+    if bad is not None:
+        where, why = bad
+        yield (warning if options.skip_bad_rows else error)(key, f"{where}: {why.detail}", SKIP)
 
 
-def _finder(here: Surroundings, options: DatasetPreprocess) -> Finder | None:
-    """None where there is no model to ask; others complain of that."""
+def _folder(here: Surroundings) -> Path | None:
     given = Path(here.config.model).expanduser()
-    folder = given if given.is_dir() else find_model(here.config.model, here.environ)
-    if folder is None and options.chat_template is None:
-        return None
-    template = find_template(options.chat_template, folder)
+    return given if given.is_dir() else find_model(here.config.model, here.environ)
+
+
+def _renderer(
+    options: DatasetPreprocess, row_format: str, folder: Path | None, nulls: bool
+) -> tuple[Renderer, bool]:
+    """And whether the tokenizer's special tokens are known."""
     tokens = added_tokens(folder) if folder else {}
+    template: tuple[str, str, dict[str, str]] | str
     specials = [text for text, special in tokens.items() if special]
-    finder = Finder(template, options.learn, [*specials, *template.special.values()], list(tokens))
-    if tokens:  # without them, ends are not seen
-        finder.check_template()
-    return finder
+    try:
+        found = find_template(options.chat_template, folder)
+        template = (found.source, found.name, found.special)
+        specials += found.special.values()
+    except DataError as problem:
+        template = str(problem)
+    recipe = Recipe(
+        row_format,
+        options.columns,
+        nulls,
+        options.learn,
+        None,
+        None,
+        None,
+        template,
+        specials,
+        list(tokens),
+    )
+    return Renderer(recipe), bool(tokens)
 
 
-def _problems(
-    finder: Finder,
-    options: DatasetPreprocess,
-    row_format: str,
-    first_rows: Sequence[tuple[int, Any]],
-) -> Iterator[tuple[int, RowProblem]]:
-    for number, row in first_rows:
+def _problems(renderer: Renderer, rows: Rows) -> Iterator[tuple[str, Refused]]:
+    for where, row in rows:
+        if renderer.recipe.row_format != "tokenized":
+            yield from ((where, one) for one in renderer.render([row]) if isinstance(one, Refused))
+            continue
         try:
-            parsed = parse(row, row_format, options.columns)
-            if isinstance(parsed, Conversation):
-                finder.find(parsed)
+            renderer.parsed(row)
         except RowProblem as problem:
-            yield number, problem
+            yield where, Refused(problem.reason, problem.detail)

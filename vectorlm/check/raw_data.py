@@ -1,22 +1,18 @@
-"""Can the data be prepared: is its source there, and does its first row read? Floor 1, called by
+"""Can the data be prepared: is its source there, and do its first rows read? Floor 1, called by
 `data_folder` where there is no prepared data yet.
 """
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
 import json
 import os
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
-from vectorlm.chat.formats import detect
-from vectorlm.check.chat_rows import look_at_chats
+from vectorlm.chat.formats import COLUMNAR, detect
+from vectorlm.check.chat_rows import SKIP, Rows, look_at_chats
 from vectorlm.check.finding import Finding, Surroundings, error, note, warning
 from vectorlm.check.places import cannot_write
 from vectorlm.config.data_parts import parts_of
@@ -24,6 +20,8 @@ from vectorlm.config.schema import DatasetPreprocess
 from vectorlm.errors import DataError
 from vectorlm.hub_cache import find_dataset
 from vectorlm.manifest import MANIFEST_NAME, Manifest
+from vectorlm.readers import BadValue, Wanted, check_object, reading
+from vectorlm.row_batch import BadRow, Position
 from vectorlm.source_files import (
     SourceFiles,
     contents_sha256,
@@ -32,12 +30,11 @@ from vectorlm.source_files import (
     unread_cure,
 )
 
-FIRST_BYTES = 1 << 20
-ROWS_LOOKED_AT = 20
+ROWS_WITH_COLUMNS = 20  # that say what the rows are, as in preprocessing
+ROWS_RENDERED = 100
 LAST_BYTES = 1 << 20
 MOST_ENDS = 500  # files whose end is read: on a slow file system a few milliseconds each
 SMALL_BYTES = 64 << 20  # hashed in a moment
-SKIP = "mend it, or set dataset_preprocess.skip_bad_rows: true"
 
 
 @dataclass(frozen=True)
@@ -90,8 +87,9 @@ def look_at_sources(here: Surroundings, prepare: DatasetPreprocess) -> Iterator[
         if files is None:
             yield from _of_the_hub(here, source)
         else:
-            yield from _first_row(here, source, files)
-            yield from _last_rows(source, files)
+            cut = _cut_files(files)
+            yield from _first_rows(here, source, files, cut)
+            yield from _last_rows(source, cut)
 
 
 def gone_sources(here: Surroundings, prepare: DatasetPreprocess) -> Iterator[Finding]:
@@ -150,102 +148,88 @@ def _save_path(source: Source) -> Iterator[Finding]:
             yield error(source.save_key, text, "give another save_path")
 
 
-# --- the first row --------------------------------------------------------------------------------
+# --- the first rows -------------------------------------------------------------------------------
 
 
-def _first_row(here: Surroundings, source: Source, files: SourceFiles) -> Iterator[Finding]:
-    if not files.files:
+def _first_rows(
+    here: Surroundings, source: Source, files: SourceFiles, cut: Sequence[Path]
+) -> Iterator[Finding]:
+    """As preprocessing reads them; `cut`: files of which something else is said already."""
+    options = source.options
+    if not files.files or (files.kind == "text" and options.text_rows == "file"):
         return
-    path, options = files.files[0], source.options
+    path = files.files[0]
+    wanted = Wanted(options.data_field if files.kind == "text" else None)
     try:
-        fields = _fields(path, files)
-    except _BadRow as problem:
-        kind = warning if options.skip_bad_rows else error
-        yield kind(source.key, f"{path}: its first row is {problem}", SKIP)
+        with reading(path, files.kind, options.text_rows, wanted, Position()) as file:
+            batch = next(file.batches, None)
+    except DataError as problem:
+        yield _unreadable(source, problem)
         return
-    except (OSError, EOFError, ValueError) as problem:
-        text = f"{path}: cannot be read ({str(problem).splitlines()[0]})"
-        yield error(source.key, text, "is the file whole, and of the kind it says? copy it again")
+    if batch is None:
         return
-    if fields is None:
+    bad = batch.bad
+    if path in cut and batch.after.place >= path.stat().st_size:
+        bad = bad[:-1]
+    if bad:
+        yield _bad_row(source, bad[0])
+        if not options.skip_bad_rows:
+            return
+    if files.kind != "text":
+        rows = [(batch.where[at], value) for at, value in enumerate(batch.values)]
+        yield from _rows(here, source, files, rows)
+
+
+def _unreadable(source: Source, problem: DataError) -> Finding:
+    text, _, cure = str(problem).partition("\n")
+    text, question, _ = text.partition(" Is the file whole")
+    whole = "is the file whole, and of the kind it says? copy it again"
+    return error(source.key, text, whole if question else cure or "mend the file")
+
+
+def _bad_row(source: Source, bad: BadRow) -> Finding:
+    kind = warning if source.options.skip_bad_rows else error
+    return kind(source.key, f"{bad.where}: {bad.detail}", SKIP)
+
+
+def _rows(here: Surroundings, source: Source, files: SourceFiles, rows: Rows) -> Iterator[Finding]:
+    """Records: what they are, and whether they can be learned."""
+    options = source.options
+    fields = list(dict.fromkeys(name for _, row in rows[:ROWS_WITH_COLUMNS] for name in row))
+    if not fields:
         return
     row_format = options.row_format or detect(fields, options.columns, options.data_field)
     if row_format not in (None, "text"):
-        first_rows = _first_rows(path) if files.kind == "jsonl" else []
-        yield from look_at_chats(
-            here, source.key, options, str(row_format), path, fields, first_rows
-        )
+        nulls = files.kind in COLUMNAR
+        first = rows[:ROWS_RENDERED]
+        yield from look_at_chats(here, source.key, options, str(row_format), fields, first, nulls)
     elif options.data_field not in fields:
         have = ", ".join(fields[:10]) or "none"
         yield error(
             "dataset_preprocess.data_field",
-            f"{path} has no field {options.data_field!r}; its fields: {have}",
+            f"{files.files[0]} has no field {options.data_field!r}; its fields: {have}",
             unread_cure(fields, options.columns) or f"set data_field to one of {have}",
         )
-
-
-def _first_rows(path: Path) -> list[tuple[int, Any]]:
-    """(line, value) of the first lines that are whole and JSON."""
-    lines = _beginning(path).removeprefix(b"\xef\xbb\xbf").split(b"\n")[:-1]
-    found: list[tuple[int, Any]] = []
-    for number, line in enumerate(lines[:ROWS_LOOKED_AT], start=1):
-        with suppress(ValueError, RecursionError):
-            found.append((number, json.loads(line)))
-    return found
-
-
-class _BadRow(Exception):
-    pass
-
-
-def _fields(path: Path, files: SourceFiles) -> list[str] | None:
-    """The names of the first row's fields; None where rows have none, or it is not looked at."""
-    if files.kind in ("jsonl", "json"):
-        return _json_fields(_beginning(path), files.kind)
-    if files.kind == "csv":
-        line = next(csv.reader(io.StringIO(_beginning(path).decode("utf-8-sig", "replace"))), [])
-        return line
-    if files.kind == "parquet" and path.suffix != ".gz":
-        import pyarrow.parquet as pq
-
-        return list(pq.read_schema(path).names)
-    if files.kind == "hf":
-        import pyarrow as pa
-
-        with pa.memory_map(str(path)) as file:
-            return list(pa.ipc.open_stream(file).schema.names)
-    return None
-
-
-def _beginning(path: Path) -> bytes:
-    with open(path, "rb") as raw:
-        file = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
-        return file.read(FIRST_BYTES)
-
-
-def _json_fields(raw: bytes, kind: str) -> list[str] | None:
-    lines = [line for line in raw.removeprefix(b"\xef\xbb\xbf").split(b"\n") if line.strip()]
-    if kind == "json" or not lines or (len(lines) == 1 and len(raw) == FIRST_BYTES):
-        return None  # one value over many lines; or a first row longer than what was read
-    try:
-        row = json.loads(lines[0])
-    except ValueError as problem:
-        raise _BadRow(f"broken JSON ({problem})") from problem
-    if not isinstance(row, dict):
-        raise _BadRow(f"no JSON object but a {type(row).__name__}")
-    return list(row)
+    else:
+        wanted = Wanted(options.data_field)
+        checked = ((where, check_object(row, wanted)) for where, row in rows)
+        bad = (BadRow(where, *one) for where, one in checked if isinstance(one, BadValue))
+        yield from (_bad_row(source, one) for one in islice(bad, 1))
 
 
 # --- the last row ---------------------------------------------------------------------------------
 
 
-def _last_rows(source: Source, files: SourceFiles) -> Iterator[Finding]:
+def _cut_files(files: SourceFiles) -> list[Path]:
     """A copy that was broken off has its first row; what is missing is its end."""
     if files.kind != "jsonl":
-        return
+        return []
     plain = [path for path in files.files if path.suffix != ".gz"][:MOST_ENDS]
-    # Of a file that is one line, the first file's is the first row, which is looked at already.
-    cut = [path for path in plain if _is_cut(path, of_one_line=path != files.files[0])]
+    # A file that is one line may be the first row alone, which is looked at for itself.
+    return [path for path in plain if _is_cut(path, of_one_line=path != files.files[0])]
+
+
+def _last_rows(source: Source, cut: Sequence[Path]) -> Iterator[Finding]:
     if cut:
         more = f", and {len(cut) - 1} more look so" if len(cut) > 1 else ""
         kind = warning if source.options.skip_bad_rows else error

@@ -346,7 +346,9 @@ class DatasetPreprocess(Section):
         "the tokenizer. More lets `best_fit` choose among more documents.",
     )
     workers: Count | None = Field(
-        None, description="Threads that tokenize; by default as many as there are cores to use."
+        None,
+        description="Threads that tokenize, and processes that render conversations; by default as "
+        "many as there are cores to use.",
     )
 
     @property

@@ -14,11 +14,12 @@ from typing import IO, Any
 
 import numpy as np
 
-from vectorlm.data.documents import TOO_LONG, BadRow, Documents, RowBatch
+from vectorlm.data.documents import TOO_LONG, Documents
 from vectorlm.data.workplace import explained
 from vectorlm.errors import DataError
 from vectorlm.files import sync
 from vectorlm.manifest import REFUSED_NAME, SourceCounts
+from vectorlm.row_batch import BadRow, RowBatch
 
 MOST_LISTED = 100_000
 

@@ -1,5 +1,5 @@
-"""What walks through preprocessing: rows as read, documents as tokens, rows as written. Floor 2,
-numpy only; shared by the readers, the encoders, the packers and the writer in `vectorlm.data`.
+"""What walks through preprocessing after rows are read: documents as tokens, rows as written. Floor
+2, numpy only; shared by the encoders, the packers and the writer in `vectorlm.data`.
 
 Tokens lie flat, many documents or rows in one array with offsets, so that nothing costs a Python
 object a token. Legend: T tokens, D documents, R rows, B boundaries.
@@ -14,62 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vectorlm.row import Row, Tokens
+from vectorlm.row_batch import BadRow, Position, RowBatch, Where
 
 if TYPE_CHECKING:
     from vectorlm.data.sources import Source
     from vectorlm.data.tokenize import TextTokenizer
+    from vectorlm.data.workers import Workers
 
 Offsets = NDArray[np.int64]
 
 TOO_LONG = "longer than max_seq_len"
-
-
-class BadRow(NamedTuple):
-    """`reason` is what rows are counted by, `detail` the sentence for this one."""
-
-    where: str
-    reason: str
-    detail: str
-
-
-class Where:
-    """The names of rows, `file:line` or `file: row N`; made only when asked for."""
-
-    def __init__(self, prefix: str, numbers: Sequence[int] | NDArray[np.int64]) -> None:
-        self.prefix = prefix
-        self.numbers = numbers
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def __getitem__(self, index: int) -> str:
-        return f"{self.prefix}{self.numbers[index]}"
-
-    def take(self, indices: Sequence[int] | NDArray[np.int64]) -> Where:
-        return Where(self.prefix, np.asarray(self.numbers, np.int64)[indices])
-
-
-class Position(NamedTuple):
-    """How far a source is read: the file's number, the place in it as its reader counts, and the
-    number of lines or rows before that place."""
-
-    file: int = 0
-    place: int = 0
-    number: int = 0
-
-
-class RowBatch(NamedTuple):
-    """`values`: texts, or whole records as dicts. `bad`: the rows of this batch that could not be
-    read, in order. `after`: where reading goes on behind it."""
-
-    values: list[Any]
-    where: Where
-    bad: list[BadRow]
-    after: Position = Position()
-    source: int = 0  # which of several
-    again: bool = False  # whether its rows have been counted in an earlier pass
-    held_out: int = 0  # rows for the other side
-    passed_over: int = 0  # rows that a weight left out
 
 
 class Documents(NamedTuple):
@@ -88,6 +42,9 @@ class Encoder(Protocol):
 
     def rows(self, source: Source, start: Position) -> Iterator[RowBatch]:
         """What it needs of the source: texts, or records."""
+
+    def ready(self, batches: Iterable[RowBatch], workers: Workers) -> Iterator[RowBatch]:
+        """The same batches as `encode` takes them, after what is slow in Python."""
 
     def encode(self, batch: RowBatch) -> tuple[Documents, list[BadRow]]:
         """The documents of a batch, in order, and the rows that make none."""

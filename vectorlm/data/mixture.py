@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
-from itertools import accumulate
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate, groupby
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from vectorlm.config.schema import DatasetPreprocess
 from vectorlm.data.chat.detection import RowsAre, look_at_rows
-from vectorlm.data.documents import BadRow, Documents, Encoder, Position, RowBatch, RowEncoder
+from vectorlm.data.documents import Documents, Encoder, RowEncoder
 from vectorlm.data.sources import START, Source, find_source
+from vectorlm.row_batch import BadRow, Position, RowBatch
 from vectorlm.source_files import joined_sha256
+
+if TYPE_CHECKING:
+    from vectorlm.data.workers import Workers
 
 
 class Part(NamedTuple):
@@ -132,10 +136,13 @@ class MixedEncoder:
             batch, [at for at, n in enumerate(numbers) if lot(self.seed, f"{start}{n}") < one.share]
         )
 
+    def ready(self, batches: Iterable[RowBatch], workers: Workers) -> Iterator[RowBatch]:
+        for part, group in groupby(batches, key=lambda batch: batch.source):
+            yield from self.encoders[part].ready(group, workers)
+
     def encode(self, batch: RowBatch) -> tuple[Documents, list[BadRow]]:
-        one = self.mixture.passes[self.mixture.pass_of(batch.after)]
-        documents, bad = self.encoders[one.part].encode(batch)
-        return documents, bad if one.first else []
+        documents, bad = self.encoders[batch.source].encode(batch)
+        return documents, [] if batch.again else bad
 
 
 class HeldOut:
@@ -161,6 +168,9 @@ class HeldOut:
         """Bad rows are told of with the training data."""
         held = content is not None and lot(self.seed, content) < self.share
         return held == self.held
+
+    def ready(self, batches: Iterable[RowBatch], workers: Workers) -> Iterator[RowBatch]:
+        return self.encoder.ready(batches, workers)
 
     def encode(self, batch: RowBatch) -> tuple[Documents, list[BadRow]]:
         return self.encoder.encode(batch)

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vectorlm.data.documents import Documents, Offsets, RowBlock, Where, offsets_of
+from vectorlm.data.documents import Documents, Offsets, RowBlock, offsets_of
 from vectorlm.errors import DataError
 from vectorlm.row import Tokens
+from vectorlm.row_batch import Where
 
 NOTHING_TO_LEARN = "nothing to learn"
 NO_TOKENS = "no tokens"

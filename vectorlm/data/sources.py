@@ -1,30 +1,25 @@
 """The files of `load_path` as rows, with their content hash. Floor 2.
 
 Called by `vectorlm.preprocess`. `vectorlm.source_files` decides which files and complains;
-`Source.batches` streams what `vectorlm.data.readers` makes of each.
+`Source.batches` streams what `vectorlm.readers` makes of each.
 """
 
 from __future__ import annotations
 
-import gzip
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
+from vectorlm import readers
 from vectorlm.config.schema import DatasetPreprocess
-from vectorlm.data import readers
-from vectorlm.data.documents import Position, RowBatch
-from vectorlm.data.readers import Opened, Reader, Wanted
 from vectorlm.errors import DataError
+from vectorlm.readers import Opened, Wanted
+from vectorlm.row_batch import Position, RowBatch
 from vectorlm.source_files import (
     common_folder,
     contents_sha256,
     find_files,
-    opened,
     several_splits,
 )
 
@@ -60,14 +55,12 @@ class Source:
         return self.read(Wanted(None, None if columns is None else tuple(columns)), start)
 
     def read(self, wanted: Wanted, start: Position) -> Iterator[RowBatch]:
-        read = readers.reader_for(self.kind, self.text_rows)
         for number in range(start.file, len(self.files)):
             path, before = self.files[number], self.ends[number] - self.states[number][0]
-            with opened(path) as raw:
-                file: Any = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
-                here = start if number == start.file else START
-                for batch in explained(read, Opened(path, file, wanted, here)):
-                    self.read_bytes = before + raw.tell()
+            here = start if number == start.file else START
+            with readers.reading(path, self.kind, self.text_rows, wanted, here) as one:
+                for batch in one.batches:
+                    self.read_bytes = before + one.file.tell()
                     yield batch._replace(after=batch.after._replace(file=number))
             self.read_bytes = self.ends[number]
 
@@ -157,15 +150,6 @@ def not_loaded(name: str, error: Exception) -> str:
 
 
 # --- files --------------------------------------------------------------------------
-
-
-def explained(read: Reader, opened: Opened) -> Iterator[RowBatch]:
-    try:
-        yield from read(opened)
-    except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
-        raise DataError(
-            f"{opened.path}: cannot be read: {error}. Is the file whole, and of the kind it says?"
-        ) from error
 
 
 def file_state(path: Path) -> tuple[int, int]:

@@ -4,25 +4,22 @@ Floor 2; called by `vectorlm.preprocess`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vectorlm.data.documents import (
-    BadRow,
-    Documents,
-    Offsets,
-    Position,
-    RowBatch,
-    Where,
-    offsets_of,
-)
+from vectorlm.data.documents import Documents, Offsets, offsets_of
 from vectorlm.data.sources import Source
 from vectorlm.data.tokenize import TextTokenizer
 from vectorlm.errors import DataError
 from vectorlm.row import Tokens
+from vectorlm.row_batch import BadRow, Position, RowBatch, Where
+
+if TYPE_CHECKING:
+    from vectorlm.data.workers import Workers
 
 NO_SEPARATOR = "separator absent"
 
@@ -57,6 +54,9 @@ class TextEncoder:
     def content(self, text: str) -> str:
         """What two rows have in common when they hold the same."""
         return text
+
+    def ready(self, batches: Iterable[RowBatch], workers: Workers) -> Iterator[RowBatch]:
+        return iter(batches)  # texts are all in all the tokenizer's work
 
     def encode(self, batch: RowBatch) -> tuple[Documents, list[BadRow]]:
         """One document a row, in order; all texts go to the tokenizer at once."""

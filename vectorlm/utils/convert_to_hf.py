@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from vectorlm.cli import Parser, add_config_arguments, run_door
 from vectorlm.config.load import load_config
+from vectorlm.libraries import loading
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,9 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _convert(arguments: argparse.Namespace) -> None:
     # Imported here, so that --help and a wrong config answer at once.
     config = load_config(arguments.config, arguments.overrides)
-    from transformers.utils import logging
+    with loading():
+        from transformers.utils import logging
 
-    from vectorlm.export import convert
+        from vectorlm.export import convert
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -16,9 +16,11 @@ from vectorlm.chat.formats import Conversation
 from vectorlm.chat.problem import RowProblem
 from vectorlm.data.chat.detection import RowsAre
 from vectorlm.data.chat.encoder import ChatEncoder, make_encoder
-from vectorlm.data.documents import Documents, RowBatch, Where
+from vectorlm.data.documents import Documents
 from vectorlm.data.tokenize import TextTokenizer, load_tokenizer
+from vectorlm.data.workers import Workers
 from vectorlm.errors import DataError
+from vectorlm.row_batch import RowBatch, Where
 
 IGNORE = -100
 ANSWERS = ["Hello.", " spaced  out ", "Grüße 你好 🙂🙂", "a\n\nb", "12 and 30", "x", "<b>'s"]
@@ -41,7 +43,9 @@ def encoder_of(
 
 
 def encode(encoder: ChatEncoder, *rows: Any) -> tuple[Documents, list[Any]]:
-    return encoder.encode(RowBatch(list(rows), Where("c.jsonl:", range(1, len(rows) + 1)), []))
+    batch = RowBatch(list(rows), Where("c.jsonl:", range(1, len(rows) + 1)), [])
+    (ready,) = encoder.ready([batch], Workers(1, 300))
+    return encoder.encode(ready)
 
 
 def documents(found: Documents) -> list[tuple[list[int], list[int]]]:
@@ -186,7 +190,7 @@ def test_rendering_is_equal_to_transformers_tokens(tmp_path: Path) -> None:
     ((ids, _),) = documents(encode(ours, {"messages": messages})[0])
     wanted = theirs.apply_chat_template(messages, tokenize=True, return_dict=False)
     assert ids == wanted
-    assert ours.finder.template.source == source("qwen3")
+    assert ours.renderer.finder.template.source == source("qwen3")
 
 
 def test_contents_are_compared_without_what_is_beside_them(tokenizer: TextTokenizer) -> None:
@@ -197,4 +201,4 @@ def test_contents_are_compared_without_what_is_beside_them(tokenizer: TextTokeni
     assert one != encoder.content({"messages": [user("a"), said("c")]})
     assert encoder.content({"messages": 3}) is None
     with pytest.raises(RowProblem):
-        encoder.parsed({"messages": 3})
+        encoder.renderer.parsed({"messages": 3})

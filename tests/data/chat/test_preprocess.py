@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import datasets
@@ -13,8 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.data.chat.models import model_folder, said, user
+from tests.data.chat.models import model_folder, said, source, user
 from tests.data.conftest import MakeConfig
+from tests.data.test_workers import is_gone
 from vectorlm.cli import main
 from vectorlm.config.schema import Config
 from vectorlm.data.tokenize import load_tokenizer
@@ -237,13 +241,109 @@ def test_rows_are_held_out_without_leaking(
     assert set(learned(tmp_path / "held", model)) != set(sides[1])
 
 
+# --- several processes ----------------------------------------------------------------------------
+
+
+def mixed_rows(count: int) -> list[Any]:
+    """Every tenth has no answer, every eleventh is none at all."""
+    rows: list[Any] = chats(count)
+    for number in range(0, count, 10):
+        rows[number]["messages"].pop()
+    for number in range(5, count, 11):
+        rows[number] = {"body": "none"}
+    return rows
+
+
+def test_the_number_of_processes_changes_nothing(
+    tmp_path: Path, chat_config: MakeConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    entries = [
+        {"load_path": str(jsonl(tmp_path / "a.jsonl", mixed_rows(700))), "weight": 1.5},
+        {"load_path": str(jsonl(tmp_path / "b.jsonl", [{"text": str(n)} for n in range(50)]))},
+        {"load_path": str(jsonl(tmp_path / "c.jsonl", chats(400, 1000)))},
+    ]
+    content = chat_config("-", packing_type="best_fit").model_dump(exclude_defaults=True)
+    prepare = content["dataset_preprocess"]
+    del prepare["load_path"]
+    prepare |= {"datasets": entries, "skip_bad_rows": True, "dataset_format": "auto"}
+    found = {}
+    for workers in (1, 2, 3):
+        prepare |= {"workers": workers, "save_path": str(tmp_path / f"w{workers}")}
+        capsys.readouterr()
+        prepare_config(Config.model_validate(content))
+        told = capsys.readouterr().out.split("\n  skipped ")[1]
+        files = {one.name: one.read_bytes() for one in (tmp_path / f"w{workers}").iterdir()}
+        found[workers] = (files, told)
+    assert found[1] == found[2] == found[3]
+    assert "a.jsonl:1: no message is an assistant's" in found[1][1]
+    assert read_manifest(tmp_path / "w2").skipped == {"field absent": 64, "nothing to learn": 64}
+
+
+def test_the_first_bad_row_stops_whoever_meets_it(tmp_path: Path, chat_config: MakeConfig) -> None:
+    rows = chats(900)
+    rows[700] = rows[850] = {"messages": []}
+    config = chat_config(jsonl(tmp_path / "c.jsonl", rows), workers=3)
+    with pytest.raises(DataError, match=r"c.jsonl:701: the conversation has no messages"):
+        prepare_config(config)
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["c.jsonl"]
+
+
+FOREVER = (
+    "{% if messages[0].content == 'Question 700?' %}{% for a in range(99999) %}"
+    "{% for b in range(99999) %}{% endfor %}{% endfor %}{% endif %}"
+)
+
+
+def test_an_interrupt_ends_all_of_it(tmp_path: Path, chat_config: MakeConfig, model: Path) -> None:
+    template = tmp_path / "mine.jinja"
+    template.write_text(FOREVER + source("chatml"))
+    path = jsonl(tmp_path / "c.jsonl", chats(900))
+    load_tokenizer(str(model))  # kept, so that nothing takes long but the template
+    config = chat_config(path, workers=2, chat_template=str(template))
+    command = [sys.executable, "-c", SHOWS_WORKERS, config.model_dump_json(exclude_defaults=True)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=PIPE, stderr=PIPE, text=True) as running:
+        assert running.stdout
+        try:
+            shown = next(line for line in running.stdout if line.startswith("workers "))
+            time.sleep(0.5)
+            running.send_signal(signal.SIGINT)
+            _, errors = running.communicate(timeout=20)
+        finally:
+            running.kill()
+    assert "KeyboardInterrupt" in errors
+    pids = [int(pid) for pid in shown.split()[1:]]
+    assert len(pids) == 2
+    assert all(map(is_gone, pids))
+
+
+SHOWS_WORKERS = """\
+import sys, threading, time
+from vectorlm import preprocess
+from vectorlm.config.schema import Config
+from vectorlm.data import workers
+made = []
+class Shown(workers.Workers):
+    def __init__(self, *given):
+        super().__init__(*given)
+        made.append(self)
+preprocess.Workers = Shown
+def show():
+    while not made or len(made[0].processes) < 2:
+        time.sleep(0.01)
+    print("workers", *[process.pid for process in made[0].processes], flush=True)
+threading.Thread(target=show, daemon=True).start()
+preprocess.prepare_config(Config.model_validate_json(sys.argv[1]))
+"""
+
+
 # --- interruptions --------------------------------------------------------------------------------
 
 DIES = """\
 import json, os, sys
 from vectorlm import preprocess
 from vectorlm.config.schema import Config
-from vectorlm.data import mixture, readers, store
+from vectorlm import readers
+from vectorlm.data import mixture, store
 config, batches = json.loads(sys.argv[1]), int(sys.argv[2])
 readers.BATCH_BYTES = store.BATCH_TOKENS = 1 << 10
 store.SHARD_BYTES = 1 << 14
@@ -274,7 +374,7 @@ def test_an_interrupted_run_is_gone_on_with(tmp_path: Path, chat_config: MakeCon
     content = chat_config("-", packing_type="partial").model_dump(exclude_defaults=True)
     prepare = content["dataset_preprocess"]
     del prepare["load_path"]
-    prepare |= {"datasets": entries, "skip_bad_rows": True}
+    prepare |= {"datasets": entries, "skip_bad_rows": True, "workers": 2}
     folders = {}
     for name, deaths in (("whole", []), ("broken", [40, 60])):
         prepare["save_path"] = str(tmp_path / name)

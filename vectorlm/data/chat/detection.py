@@ -6,12 +6,11 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from vectorlm.chat.formats import FORMATS, column_names, detect
+from vectorlm.chat.formats import COLUMNAR, FORMATS, column_names, detect
 from vectorlm.config.schema import DatasetPreprocess
 from vectorlm.data.sources import Source
 
 LOOKED_AT = 20
-COLUMNAR = ("hf", "parquet")
 
 
 class RowsAre(NamedTuple):

@@ -11,16 +11,16 @@ that proves itself on that very text:
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
-from itertools import chain, pairwise
+from itertools import accumulate, chain, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vectorlm.chat.spans import Span
-from vectorlm.data.documents import offsets_of
+from vectorlm.chat.shapes import Span
+from vectorlm.data.documents import Offsets, offsets_of
 from vectorlm.data.tokenize import TextTokenizer
 from vectorlm.row import Tokens
 
@@ -35,6 +35,14 @@ class Spanned(NamedTuple):
     spans: list[Span]
 
 
+class Marked(NamedTuple):
+    """Texts end to end."""
+
+    ids: Tokens  # [T]
+    learned: Learned  # [T]
+    offsets: Offsets  # [D + 1]
+
+
 class Marker:
     """Turns texts into ids, and says which of them are learned."""
 
@@ -42,17 +50,23 @@ class Marker:
         self.tokenizer = tokenizer
         self.parts_agree = True
 
-    def mark(self, texts: Sequence[Spanned]) -> list[tuple[Tokens, Learned]]:
-        if not texts:
-            return []
+    def mark(self, texts: Sequence[Spanned]) -> Marked:
         ids, offsets = self.tokenizer.encode_flat([one.text for one in texts])
-        wholes = [ids[start:end] for start, end in pairwise(offsets.tolist())]
-        found = dict(self.by_bytes(texts, wholes))
+        learned, sure = self.by_bytes(texts, ids, offsets)
+        if all(sure):
+            return Marked(ids, learned, offsets)
+        edges = list(pairwise(offsets.tolist()))
+        found = {
+            at: (ids[start:end], learned[start:end])
+            for at, (start, end) in enumerate(edges)
+            if sure[at]
+        }
+        wholes = [ids[start:end] for start, end in edges]
         for way in (self.by_parts, self.by_offsets):
             left = [at for at in range(len(texts)) if at not in found]
             marked = way([texts[at] for at in left], [wholes[at] for at in left])
             found |= {at: one for at, one in zip(left, marked, strict=True) if one is not None}
-        return [found[at] for at in range(len(texts))]
+        return end_to_end([found[at] for at in range(len(texts))])
 
     # --- by lengths ---
 
@@ -72,16 +86,24 @@ class Marker:
         return table
 
     def by_bytes(
-        self, texts: Sequence[Spanned], wholes: Sequence[Tokens]
-    ) -> Iterator[tuple[int, tuple[Tokens, Learned]]]:
+        self, texts: Sequence[Spanned], ids: Tokens, offsets: Offsets
+    ) -> tuple[Learned, list[bool]]:
+        """Of all tokens, and for which texts that is sure."""
         if self.token_bytes is None:
-            return
-        for at, (one, ids) in enumerate(zip(texts, wholes, strict=True)):
-            edges = offsets_of(self.token_bytes[ids])
-            places = byte_places(one.text)
-            if edges[-1] == places[-1]:
-                spans = [(int(places[start]), int(places[end])) for start, end in one.spans]
-                yield at, (ids, holding(spans, edges[:-1], edges[1:], int(edges[-1])))
+            return np.zeros(len(ids), bool), [False] * len(texts)
+        lengths = self.token_bytes[ids]
+        edges = offsets_of(lengths)
+        starts = edges[offsets].tolist()
+        sure, spans = [], []
+        for one, (start, end) in zip(texts, pairwise(starts), strict=True):
+            *places, size = byte_places(one)
+            sure.append(end - start == size)
+            if sure[-1]:
+                spans += [start + place for place in places]
+        inside = np.zeros(len(ids) + 1, np.int64)
+        np.add.at(inside, np.searchsorted(edges, spans[::2], "right") - 1, 1)
+        np.add.at(inside, np.searchsorted(edges, spans[1::2], "left"), -1)
+        return (np.cumsum(inside[:-1]) > 0) & (lengths > 0), sure
 
     # --- by counting ---
 
@@ -128,13 +150,21 @@ def is_byte_level(content: dict[str, Any]) -> bool:
     ]
 
 
-def byte_places(text: str) -> Places:
-    """Where each character's bytes begin in UTF-8, and where the last ends."""
-    if text.isascii():
-        return np.arange(len(text) + 1)
-    codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
-    widths = 1 + (codes > 0x7F) + (codes > 0x7FF).astype(np.int64) + (codes > 0xFFFF)
-    return offsets_of(widths)
+def byte_places(one: Spanned) -> list[int]:
+    """The edges of its spans, and where it ends, counted in bytes of UTF-8."""
+    edges = [*chain.from_iterable(span for span in one.spans if span[0] < span[1]), len(one.text)]
+    if one.text.isascii():
+        return edges
+    parts = pairwise([0, *edges])
+    return list(accumulate(len(one.text[start:end].encode()) for start, end in parts))
+
+
+def end_to_end(found: Sequence[tuple[Tokens, Learned]]) -> Marked:
+    return Marked(
+        np.concatenate([np.empty(0, np.int32), *(ids for ids, _ in found)]),
+        np.concatenate([np.empty(0, bool), *(learned for _, learned in found)]),
+        offsets_of([len(ids) for ids, _ in found]),
+    )
 
 
 def parts(one: Spanned) -> list[tuple[str, bool]]:

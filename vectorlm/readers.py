@@ -1,4 +1,5 @@
-"""One reader a file kind: an open file becomes batches of rows. Floor 2; called by `data.sources`.
+"""One reader a file kind: an open file becomes batches of rows. Floor 1; called by `data.sources`,
+and by `check` for the first rows.
 
 Every reader keeps at most a batch in memory, cut by size and not by any setting, so that the same
 file always gives the same batches. Rows are named `file:line`, or `file: row N` (from 1) where
@@ -13,17 +14,20 @@ from __future__ import annotations
 
 import codecs
 import csv
+import gzip
 import json
+import zlib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import orjson
 import pyarrow as pa
 
-from vectorlm.data.documents import BadRow, Position, RowBatch, Where
 from vectorlm.errors import DataError
-from vectorlm.source_files import unread_cure
+from vectorlm.row_batch import BadRow, Position, RowBatch, Where
+from vectorlm.source_files import opened, unread_cure
 
 BATCH_BYTES = 2 << 20
 CHUNK_BYTES = 1 << 20
@@ -522,6 +526,35 @@ def column_names(name: Path | str, schema: pa.Schema, wanted: Wanted) -> list[st
     if wanted.field not in schema.names:
         raise DataError(f"{name}: {absent(wanted.field, schema.names)}")
     return [wanted.field]
+
+
+# --- any file -----------------------------------------------------------------------
+
+
+class Reading(NamedTuple):
+    """`file` says how far it is read, `batches` are its rows; DataError where it cannot be read."""
+
+    file: BinaryIO
+    batches: Iterator[RowBatch]
+
+
+@contextmanager
+def reading(
+    path: Path, kind: str, text_rows: str, wanted: Wanted, start: Position
+) -> Iterator[Reading]:
+    with opened(path) as raw:
+        file: Any = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
+        read = reader_for(kind, text_rows)
+        yield Reading(raw, explained(read, Opened(path, file, wanted, start)))
+
+
+def explained(read: Reader, opened: Opened) -> Iterator[RowBatch]:
+    try:
+        yield from read(opened)
+    except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
+        raise DataError(
+            f"{opened.path}: cannot be read: {error}. Is the file whole, and of the kind it says?"
+        ) from error
 
 
 def reader_for(kind: str, text_rows: str) -> Reader:

@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.data.conftest import TEXTS, texts
-from vectorlm.data import readers
-from vectorlm.data.documents import BadRow, Position, RowBatch
-from vectorlm.data.readers import Opened, Wanted, reader_for
+from vectorlm import readers
 from vectorlm.errors import DataError
+from vectorlm.readers import Opened, Wanted, reader_for
+from vectorlm.row_batch import BadRow, Position, RowBatch
 
 HERE = Path("f")
 TEXT = Wanted("text")
