@@ -272,6 +272,7 @@ def test_the_number_of_processes_changes_nothing(
         capsys.readouterr()
         prepare_config(Config.model_validate(content))
         told = capsys.readouterr().out.split("\n  skipped ")[1]
+        told = told.replace(prepare["save_path"], "the folder")
         files = {one.name: one.read_bytes() for one in (tmp_path / f"w{workers}").iterdir()}
         found[workers] = (files, told)
     assert found[1] == found[2] == found[3]
