@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from itertools import product as every
+from pathlib import Path
 
 import pytest
 import torch
@@ -81,3 +84,36 @@ def test_a_frozen_layer_gets_no_gradient() -> None:
     layer(given).sum().backward()
     assert layer.weight.grad is None
     torch.testing.assert_close(given.grad, layer.weight.sum(0).expand(6, 8))
+
+
+# --- what is kept -------------------------------------------------------------------------------
+
+GROWTH = """
+import torch
+from vectorlm.model.products import keep_few_kernels
+{first}
+def resident_mib():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096 / 2**20
+weight = torch.randn(128, 128, dtype=torch.bfloat16)
+rows = torch.randn(700, 128, dtype=torch.bfloat16)
+rows @ weight
+before = resident_mib()
+for count in range(100, 700):
+    rows[:count] @ weight
+print(resident_mib() - before)
+"""
+
+
+def grown_mib(first: str) -> float:
+    """By products of 600 shapes."""
+    command = [sys.executable, "-c", GROWTH.format(first=first)]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True, timeout=60)
+    return float(done.stdout)
+
+
+@needs_onednn
+def test_batches_of_ever_other_lengths_do_not_fill_memory() -> None:
+    assert grown_mib("pass") > 200  # guards the comparison
+    assert grown_mib("keep_few_kernels()") < 100

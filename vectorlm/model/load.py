@@ -27,7 +27,7 @@ from vectorlm.model import attention, lora
 from vectorlm.model.causal import CausalModel
 from vectorlm.model.head import install
 from vectorlm.model.kernels import take_liger_kernels
-from vectorlm.model.products import take_onednn
+from vectorlm.model.products import keep_few_kernels, take_onednn
 from vectorlm.model.shard import (
     COMPUTE_DTYPE,
     MASTER_DTYPE,
@@ -87,6 +87,8 @@ def load_model(name: str, train: TrainParameters, here: Place) -> CausalModel:
     initial: dict[str, torch.Tensor] = {}
     if adapters and not lora.needs_base_weights(adapters):
         initial = lora.first_values(outline.module, train.seed)
+    if here.device.type == "cpu":
+        keep_few_kernels()
     model = spread(outline, train, here)
     allocate(model.module, here.device)
     if not train.compile:  # the compiler's own products are chosen by itself

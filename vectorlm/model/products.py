@@ -1,4 +1,4 @@
-"""Products of matrices in 32 bits on the CPU. Floor 2, called by `load` and `loss`.
+"""Products of matrices on the CPU. Floor 2, called by `load` and `loss`.
 
 torch gives them to MKL, which keeps its fastest code for Intel's CPUs; oneDNN, which is in torch as
 well, is about twice as fast on others with AVX-512, and as fast on Intel's. Tensors of 16 bits go
@@ -7,12 +7,16 @@ to oneDNN without being asked.
 
 from __future__ import annotations
 
+import os
 from functools import cache, partial
 from typing import Any, cast
 
 import torch
 from torch import nn
 from torch.nn import functional
+
+# Of oneDNN, and of what torch lays around it. A step has products of about thirty shapes.
+KEPT = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "LRU_CACHE_CAPACITY": "64"}
 
 
 @cache
@@ -21,6 +25,14 @@ def has_onednn() -> bool:
         "AVX512",
         "AVX512_VNNI",
     )
+
+
+def keep_few_kernels() -> None:
+    """A kernel is made for each shape and takes about a megabyte; by default 1024 of them are kept,
+    twice. Micro-batches of other lengths have other shapes. Before the first product.
+    """
+    for name, count in KEPT.items():
+        os.environ.setdefault(name, count)
 
 
 def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
