@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import signal
 import tempfile
 
 # Before anything imports torch or a Hugging Face library: tests never reach for the network, and
@@ -29,6 +30,11 @@ if TYPE_CHECKING:
     from vectorlm.distributed import Ranks
 
 ModelFolder = Callable[..., Path]
+
+
+def pytest_configure() -> None:
+    # A shell that runs the tests in the background has them, and all that they start, ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_unconfigure() -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -217,19 +218,15 @@ def test_watching_into_a_file_tells_each_change_and_ends(
 
 def watch(folder: Path, **streams: Any) -> subprocess.Popen[bytes]:
     words = [sys.executable, "-m", "vectorlm.cli", "status", str(folder), "--watch"]
-    return subprocess.Popen(words, cwd=ROOT, preexec_fn=hear_interrupts, **streams)
-
-
-def hear_interrupts() -> None:
-    """A shell that runs the tests in the background has them ignore SIGINT."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(words, cwd=ROOT, **streams)
 
 
 def read_until(stream: int, text: bytes) -> bytes:
     got = b""
     deadline = time.monotonic() + LIMIT_S
     while text not in got:
-        assert time.monotonic() < deadline, got
+        ready, _, _ = select.select([stream], [], [], max(deadline - time.monotonic(), 0))
+        assert ready, got
         got += os.read(stream, 4096)
     return got
 

@@ -16,18 +16,21 @@ import codecs
 import csv
 import gzip
 import json
+import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import orjson
-import pyarrow as pa
 
 from vectorlm.errors import DataError
 from vectorlm.row_batch import BadRow, Position, RowBatch, Where
 from vectorlm.source_files import opened, unread_cure
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 BATCH_BYTES = 2 << 20
 CHUNK_BYTES = 1 << 20
@@ -482,6 +485,8 @@ def rows_at_once(metadata: Any) -> int:
 def read_arrow(opened: Opened) -> Iterator[RowBatch]:
     """A shard of a folder saved by `datasets`; read, not mapped: mapped pages count as this
     process's memory."""
+    import pyarrow as pa
+
     schema = pa.ipc.open_stream(opened.file).schema
     names = column_names(opened.path, schema, opened.wanted)
     opened.file.seek(0)
@@ -551,10 +556,16 @@ def reading(
 def explained(read: Reader, opened: Opened) -> Iterator[RowBatch]:
     try:
         yield from read(opened)
-    except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
+    except unreadable() as error:
         raise DataError(
             f"{opened.path}: cannot be read: {error}. Is the file whole, and of the kind it says?"
         ) from error
+
+
+def unreadable() -> tuple[type[Exception], ...]:
+    """What reading fails with; pyarrow is not imported for other files."""
+    arrow = sys.modules.get("pyarrow")
+    return (OSError, EOFError, zlib.error, *([arrow.ArrowException] if arrow else []))
 
 
 def reader_for(kind: str, text_rows: str) -> Reader:

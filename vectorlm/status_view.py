@@ -85,7 +85,7 @@ def show(given: str | None, watch: bool, as_json: bool) -> None:
 
 def _live(watcher: Watcher) -> None:
     view = watcher.look()
-    with Live(render(view), auto_refresh=False) as live:
+    with Live(render(view), console=Console(), auto_refresh=False) as live:
         while not over(view):
             time.sleep(REFRESH_S)
             view = watcher.look()

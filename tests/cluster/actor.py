@@ -26,19 +26,19 @@ def command(folder: Path, **given: Any) -> list[str]:
 
 
 def start(folder: Path, **given: Any) -> subprocess.Popen[bytes]:
-    """It is there when its last step is logged."""
+    """It is there when its last step is saved."""
     process = subprocess.Popen(command(folder, **given), cwd=ROOT, env={**os.environ})
     deadline = time.monotonic() + 30
-    last = f'"step": {given.get("steps", 4)},'
-    while last not in text_of(folder / "metrics.jsonl"):
+    last = manifest(folder, given.get("steps", 4))
+    while not last.exists():
         assert process.poll() is None, "it has ended too early"
         assert time.monotonic() < deadline
         time.sleep(0.05)
     return process
 
 
-def text_of(path: Path) -> str:
-    return path.read_text() if path.exists() else ""
+def manifest(folder: Path, step: int) -> Path:
+    return folder / "checkpoints" / f"step_{step:08d}" / "MANIFEST.json"
 
 
 def log(metrics: Metrics, step: int, **more: Any) -> None:
@@ -54,9 +54,9 @@ def metrics_of(folder: Path) -> Metrics:
 
 
 def save(folder: Path, step: int) -> None:
-    checkpoint = folder / "checkpoints" / f"step_{step:08d}"
-    checkpoint.mkdir(parents=True, exist_ok=True)
-    (checkpoint / "MANIFEST.json").write_text("{}")
+    path = manifest(folder, step)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("{}")
 
 
 def act(folder: Path, steps: int, total: int, wait_s: float, end: str) -> None:

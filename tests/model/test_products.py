@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from itertools import product as every
@@ -109,7 +110,10 @@ def grown_mib(first: str) -> float:
     """By products of 600 shapes."""
     command = [sys.executable, "-c", GROWTH.format(first=first)]
     root = Path(__file__).parents[2]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True, timeout=60)
+    environment = {name: value for name, value in os.environ.items() if name not in products.KEPT}
+    done = subprocess.run(
+        command, cwd=root, env=environment, capture_output=True, text=True, check=True, timeout=60
+    )
     return float(done.stdout)
 
 
