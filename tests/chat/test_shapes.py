@@ -25,8 +25,8 @@ from tests.data.chat.models import (
 )
 from vectorlm.chat.formats import Conversation
 from vectorlm.chat.problem import RowProblem
-from vectorlm.chat.shapes import Pattern, cut, example_of, shape_of
-from vectorlm.chat.spans import Finder, Span
+from vectorlm.chat.shapes import Pattern, Span, cut, example_of, shape_of
+from vectorlm.chat.spans import Finder
 from vectorlm.chat.template import ChatTemplate
 
 WORDS = ["the", "fox", "Grüße", "你好", "🙂", "a\nb", "x  y", "<b>", "'", '"', "\\", "user", "{{"]

@@ -23,7 +23,12 @@ from vectorlm.stop import StopFlag
 
 MAX_SEQ_LEN = 48
 ROWS = 11  # with 4 rows a step: two whole steps and a partial one
-LORA = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], "init_lora_weights": False}
+LORA: dict[str, Any] = {
+    "r": 4,
+    "lora_alpha": 8,
+    "target_modules": ["q_proj", "v_proj"],
+    "init_lora_weights": False,
+}
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
+from typing import TypeVar
 
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
 os.environ.update(dict.fromkeys(OFFLINE, "1"))  # before anything imports their libraries
@@ -29,6 +30,8 @@ from tests.doomed.catalogue import DOOMED, SOUND, table  # noqa: E402
 from tests.doomed.cluster import large_lab  # noqa: E402
 from tests.doomed.entry import Doomed, Sound, built  # noqa: E402
 from tests.slurm.lab import missing  # noqa: E402
+
+Entry = TypeVar("Entry", Doomed, Sound)
 
 
 def main() -> int:
@@ -46,7 +49,8 @@ def main() -> int:
             surroundings = Surroundings(folder / "first")
         stack.callback(surroundings.close)
         doomed, sound = chosen(DOOMED, arguments.words), chosen(SOUND, arguments.words)
-        if not missing(accounting=True) and any(one.on_cluster for one in (*doomed, *sound)):
+        ask_slurm = any(one.on_cluster for one in doomed) or any(one.on_cluster for one in sound)
+        if ask_slurm and not missing(accounting=True):
             surroundings.lab = stack.enter_context(large_lab())
         desk = Desk(surroundings, folder)
         if arguments.live:
@@ -54,7 +58,7 @@ def main() -> int:
         return desk.check(doomed, sound)
 
 
-def chosen(entries: Sequence[Doomed] | Sequence[Sound], words: Sequence[str]) -> list[object]:
+def chosen(entries: Sequence[Entry], words: Sequence[str]) -> list[Entry]:
     texts = [f"{entry.name} {getattr(entry, 'topic', 'sound')}" for entry in entries]
     pairs = zip(entries, texts, strict=True)
     return [entry for entry, text in pairs if not words or any(word in text for word in words)]

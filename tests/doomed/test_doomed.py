@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from tests.slurm.lab import Lab
 LEAST_DOOMED, LEAST_SOUND = 60, 20
 
 
-def parameters(entries: list[Doomed] | list[Sound]) -> list[object]:
+def parameters(entries: Sequence[Doomed | Sound]) -> list[object]:
     """Those that ask Slurm last, so that it is started once, and late."""
     return [
         pytest.param(entry, id=entry.name, marks=[pytest.mark.slurm] if entry.on_cluster else [])
