@@ -41,6 +41,12 @@ def find_model(name: str, environ: Mapping[str, str] = os.environ) -> Path | Non
     return _snapshot("models", name, environ)
 
 
+def find_model_folder(given: str, environ: Mapping[str, str] = os.environ) -> Path | None:
+    """A model given by path, or by name."""
+    path = Path(given).expanduser()
+    return path if path.is_dir() else find_model(given, environ)
+
+
 def find_dataset(name: str, environ: Mapping[str, str] = os.environ) -> Path | None:
     """As the hub's client keeps it, or as `datasets` does."""
     found = _snapshot("datasets", name, environ)

@@ -23,7 +23,7 @@ from vectorlm.config.schema import Config
 from vectorlm.data.store import open_rows
 from vectorlm.data.tokenize import load_tokenizer
 from vectorlm.errors import EXIT_OK
-from vectorlm.hub_cache import find_model
+from vectorlm.hub_cache import find_model_folder
 from vectorlm.manifest import Manifest, read_manifest, refuse_other_tokenizer
 from vectorlm.row import Row
 from vectorlm.tokenizer_files import FAST, tokenizer_file_sha256
@@ -59,7 +59,7 @@ def load_backend(model: str) -> Any:
     """The `tokenizers` backend; from tokenizer.json, where the model has one."""
     from tokenizers import Tokenizer
 
-    folder = _model_folder(model)
+    folder = find_model_folder(model)
     if folder is not None and (folder / FAST).is_file():
         try:
             return Tokenizer.from_file(str(folder / FAST))
@@ -69,14 +69,9 @@ def load_backend(model: str) -> Any:
     return tokenizer.slow or tokenizer.backend
 
 
-def _model_folder(model: str) -> Path | None:
-    path = Path(os.path.expanduser(model))
-    return path if path.is_dir() else find_model(model)
-
-
 def _refuse_other_tokenizer(model: str, path: Path, manifest: Manifest) -> None:
     """By the file alone where that is enough: transformers may take seconds to load."""
-    folder = _model_folder(model)
+    folder = find_model_folder(model)
     now = tokenizer_file_sha256(folder) if folder else None
     if now is None or now != manifest.tokenizer_file_sha256:
         refuse_other_tokenizer(path, manifest, load_tokenizer(model).sha256, model)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from vectorlm.chat.formats import TURNS
@@ -16,7 +15,7 @@ from vectorlm.chat.template import find_template, own_template
 from vectorlm.config.data_parts import Drawn, FolderToMake, folders_of
 from vectorlm.config.schema import Config, DatasetPreprocess
 from vectorlm.errors import DataError
-from vectorlm.hub_cache import find_model
+from vectorlm.hub_cache import find_model_folder
 from vectorlm.manifest import Manifest, SourceCounts
 from vectorlm.source_files import find_files
 
@@ -104,8 +103,7 @@ def _of_source(source: Drawn, found: Found, model: str) -> dict[str, Any]:
 
 
 def _template_sha256(options: DatasetPreprocess, row_format: str, model: str) -> str | None:
-    path = Path(model).expanduser()
-    folder = path if path.is_dir() else find_model(model)
+    folder = find_model_folder(model)
     has_own = folder is not None and own_template(folder) is not None
     if row_format not in TURNS and not options.chat_template and not has_own:
         return None

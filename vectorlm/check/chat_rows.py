@@ -15,7 +15,6 @@ from vectorlm.chat.template import KEY, find_template
 from vectorlm.check.finding import Finding, Surroundings, error, warning
 from vectorlm.config.schema import DatasetPreprocess
 from vectorlm.errors import DataError
-from vectorlm.hub_cache import find_model
 from vectorlm.tokenizer_files import added_tokens
 
 SKIP = "mend it, or set dataset_preprocess.skip_bad_rows: true"
@@ -43,7 +42,7 @@ def look_at_chats(
             "take another dataset_format, or say with dataset_preprocess.columns which is which",
         )
         return
-    folder = _folder(here)
+    folder = here.model_folder
     try:
         renderer, has_tokens = _renderer(options, row_format, folder, nulls)
         if row_format in TURNS:
@@ -59,11 +58,6 @@ def look_at_chats(
     if bad is not None:
         where, why = bad
         yield (warning if options.skip_bad_rows else error)(key, f"{where}: {why.detail}", SKIP)
-
-
-def _folder(here: Surroundings) -> Path | None:
-    given = Path(here.config.model).expanduser()
-    return given if given.is_dir() else find_model(here.config.model, here.environ)
 
 
 def _renderer(

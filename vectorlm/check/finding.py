@@ -18,7 +18,7 @@ from typing import Literal
 from vectorlm.check.model_files import ModelFiles
 from vectorlm.config.schema import Config
 from vectorlm.errors import ModelError
-from vectorlm.hub_cache import find_model
+from vectorlm.hub_cache import find_model_folder
 from vectorlm.plan.outlook import Outlook, make_outlook
 from vectorlm.plan.shapes import ModelShape, read_shape
 
@@ -59,8 +59,7 @@ class Surroundings:
     @cached_property
     def model_folder(self) -> Path | None:
         """The folder the run would read the model from; None where there is none here."""
-        path = Path(os.path.expanduser(self.config.model))
-        return path if path.is_dir() else find_model(self.config.model, self.environ)
+        return find_model_folder(self.config.model, self.environ)
 
     @cached_property
     def model(self) -> ModelFiles | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,7 +27,7 @@ from vectorlm.data.sources import Source
 from vectorlm.data.tokenize import TextTokenizer
 from vectorlm.data.workers import Workers
 from vectorlm.errors import DataError
-from vectorlm.hub_cache import find_model
+from vectorlm.hub_cache import find_model_folder
 from vectorlm.row import Tokens
 from vectorlm.row_batch import BadRow, Position, RowBatch
 
@@ -173,7 +172,7 @@ def recipe_of(
     ends = options.add_bos_eos_tokens
     template: tuple[str, str, dict[str, str]] | str
     try:
-        found = find_template(options.chat_template, model_folder(model), special)
+        found = find_template(options.chat_template, find_model_folder(model), special)
         template = (found.source, found.name, found.special)
     except DataError as error:
         template = str(error)
@@ -189,11 +188,6 @@ def recipe_of(
         [*(text for text, is_special in tokens.items() if is_special), *special.values()],
         list(tokens),
     )
-
-
-def model_folder(model: str) -> Path | None:
-    path = Path(model).expanduser()
-    return path if path.is_dir() else find_model(model)
 
 
 def added_tokens(tokenizer: TextTokenizer) -> dict[str, bool]:
