@@ -151,3 +151,24 @@ def test_blocks_of_others_are_compiled_once(
 @pytest.mark.slow
 def test_compiled_code_gives_the_same(model_folder: Any, one_rank: Ranks) -> None:
     assert_compiled_once(model_folder("llama"), one_rank)
+
+
+@quietly
+@pytest.mark.slow
+def test_compiled_code_does_not_depend_on_its_first_batch(
+    model_folder: Any, one_rank: Ranks
+) -> None:
+    """A run that goes on has another first batch than the one that was interrupted."""
+    short, long = batch_of([[[3, 4, 5, 6]]]), batch_of([[list(range(3, 40)), list(range(3, 30))]])
+    losses, gradients = [], []
+    for before in ([], [short]):
+        torch._dynamo.reset()
+        model = load(model_folder("llama"), one_rank, compile=True)
+        for batch in before:
+            fresh(model, batch)
+        loss, found = fresh(model, long)
+        losses.append(loss)
+        gradients.append(found)
+    assert losses[0] == losses[1]
+    assert worst_difference(*gradients) == 0
+    torch._dynamo.reset()
