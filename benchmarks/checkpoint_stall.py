@@ -106,7 +106,7 @@ def table(times: dict[str, Any]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = arguments(COMMAND, __doc__)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=7, help="of measuring, 7 unless told")
     given = parser.parse_args(argv)
     load = os.getloadavg()[0]
     times = measure(given.rounds)

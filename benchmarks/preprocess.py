@@ -348,7 +348,7 @@ def memory(folder: Path, corpus: Path, tokenizer: Path) -> tuple[str, list[str]]
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = arguments(COMMAND, __doc__)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="of measuring, 5 unless told")
     parser.add_argument("--mb", type=int, default=100, help="size of the corpus")
     parser.add_argument("--chat", action="store_true", help="conversations instead of texts")
     parser.add_argument("--conversations", type=int, default=20_000, help="how many, with --chat")

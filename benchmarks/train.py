@@ -40,6 +40,7 @@ TURN_S = 10.0  # a turn is whole steps that take at least this
 
 OURS = "VectorLM, best_fit"
 ALL_LEARNED = "VectorLM, every token learned"
+COPIES = "VectorLM, NO_SHARD"  # each rank holds the whole model, as with its peers
 PEERS = {
     "HF Trainer, dynamic padding": "dynamic",
     "HF Trainer, packed": "packed",
@@ -87,9 +88,10 @@ def start(name: str, setting: Setting, subject: Subject, folder: Path) -> Run:
     folder.mkdir(parents=True)
     out = folder / "out"
     out.mkdir()
-    if name in (OURS, ALL_LEARNED):
+    if name in (OURS, ALL_LEARNED, COPIES):
         chat = setting.chat and name != ALL_LEARNED
-        command = ours(setting, subject.model, subject.documents[chat], folder)
+        strategy = "NO_SHARD" if name == COPIES else "FULL_SHARD"
+        command = ours(setting, subject.model, subject.documents[chat], folder, strategy)
     else:
         command = peer(PEERS[name], setting, subject.model, subject.documents[setting.chat], out)
     threads = max(len(os.sched_getaffinity(0)) // setting.ranks, 1)
@@ -106,7 +108,7 @@ def peer(which: str, setting: Setting, model: Path, documents: Path, out: Path) 
     return [*command, "--batch", str(BATCH // setting.ranks), "--length", str(LENGTH)]
 
 
-def ours(setting: Setting, model: Path, documents: Path, folder: Path) -> list[str]:
+def ours(setting: Setting, model: Path, documents: Path, folder: Path, strategy: str) -> list[str]:
     config = {
         "model": str(model),
         "train_parameters": {
@@ -116,6 +118,7 @@ def ours(setting: Setting, model: Path, documents: Path, folder: Path) -> list[s
             "precision": {"fp32": "32-true", "bf16": "bf16-mixed"}[setting.precision],
             "logging_steps": 1,
             "checkpointing_enabled": False,
+            "sharding_strategy": strategy,
             "optimizer": {"lr": 5e-5},
         },
         "dataset": {"train_ds": str(folder / "rows"), "train_bs": BATCH // setting.ranks},
@@ -140,7 +143,8 @@ def contenders(setting: Setting) -> list[str]:
     in plain text alone."""
     if setting.chat:
         return [OURS, ALL_LEARNED, *(name for name in PEERS if PEERS[name] != "trl")]
-    return [OURS, *(name for name in PEERS if PEERS[name] != "trl" or find_spec("trl"))]
+    own = [OURS, COPIES] if setting.ranks > 1 else [OURS]
+    return [*own, *(name for name in PEERS if PEERS[name] != "trl" or find_spec("trl"))]
 
 
 def measure(setting: Setting, subject: Subject, folder: Path, rounds: int) -> list[Run]:
@@ -199,8 +203,8 @@ def ratios_of(runs: Sequence[Run]) -> dict[str, float]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = arguments(COMMAND, __doc__)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--rounds", type=int, default=3, help="of measuring, 3 unless told")
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2], help="how many of each")
     parser.add_argument(
         "--precision", choices=("fp32", "bf16"), nargs="+", default=["fp32", "bf16"]
     )
