@@ -173,6 +173,31 @@ WRITTEN_OUT: list[tuple[str, Conversation, str]] = [
         TWO,
         "<s><|user|>Hi<|assistant|>⟦Hello.</s>⟧<|user|>More<|assistant|>⟦Sure.</s>⟧",
     ),
+    ("configs/chatml", TWO, CHATML_TWO),
+    (
+        "configs/chatml",
+        TOOLS,
+        f"<|im_start|>system\nYou may call these functions:\n<tools>\n{TOOL_JSON}\n</tools>\n"
+        "To call one, answer with its name and its arguments as JSON between <tool_call> and "
+        "</tool_call>.<|im_end|>\n<|im_start|>user\nRain?<|im_end|>\n<|im_start|>assistant\n"
+        '⟦<tool_call>\n{"name": "weather", "arguments": {"city": "Köln"}}\n</tool_call>'
+        "<|im_end|>⟧\n<|im_start|>user\n<tool_response>\n12\n</tool_response><|im_end|>\n"
+        "<|im_start|>assistant\n⟦No.<|im_end|>⟧\n<|im_start|>user\nThanks<|im_end|>\n"
+        "<|im_start|>assistant\n⟦Bye.<|im_end|>⟧\n",
+    ),
+    (
+        # Thinking is written in every turn.
+        "configs/chatml",
+        THOUGHT,
+        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+        "⟦<think>\neasy\n</think>\n\nHello.<|im_end|>⟧\n<|im_start|>user\nMore<|im_end|>\n"
+        "<|im_start|>assistant\n⟦<think>\nhard\n</think>\n\nSure.<|im_end|>⟧\n",
+    ),
+    (
+        "configs/plain_chat",
+        TWO,
+        "<s>User: Hi\n\nAssistant:⟦ Hello.</s>⟧\n\nUser: More\n\nAssistant:⟦ Sure.</s>⟧\n\n",
+    ),
     (
         "plain",
         TWO,
@@ -336,6 +361,7 @@ WORDS = [
     "{{",
 ]
 ENDS = {
+    "configs/plain_chat": " {}</s>",
     "llama2": " {} </s>",
     "mistral": " {}</s>",
     "gemma": "{}<end_of_turn>",

@@ -156,7 +156,7 @@ def test_a_file_that_is_named_counts_before_the_models(tmp_path: Path) -> None:
     path = tmp_path / "mine.jinja"
     shutil.copy(Path(__file__).parents[2] / "configs/chatml.jinja", path)
     found = find_template(str(path), folder, {"eos_token": "<|im_end|>"})
-    assert (found.source, found.name) == (source("chatml"), str(path))
+    assert (found.source, found.name) == (source("configs/chatml"), str(path))
     assert found.special == {"bos_token": "<s>", "eos_token": "<|im_end|>"}
 
 

@@ -117,6 +117,31 @@ def save(path: Path, rows: list[Any]) -> None:
         datasets.Dataset(table).save_to_disk(path)
 
 
+THOUGHTFUL = {"messages": [user("Hi"), said("Hello.", "think about it")]}
+
+
+def test_thinking_that_is_not_written(chats: Project) -> None:
+    write(chats, CHAT, THOUGHTFUL)
+    template(chats, source("chatml"))
+    assert says(chats.one(look, "warning"), "chat_template: rows have thinking", "docs/chat.md")
+    for name in ("configs/chatml", "qwen3"):
+        template(chats, source(name))
+        assert chats.find(look) == []
+
+
+def test_marks_that_the_tokenizer_does_not_know(chats: Project) -> None:
+    template(chats, source("chatml").replace("<|im_end|>", "<|stop|>"))
+    assert says(chats.one(look, "warning"), r"writes <\|stop\|>, which this tokenizer does not", "")
+    template(chats, source("configs/plain_chat"))
+    assert chats.find(look) == []
+
+
+def test_a_template_is_to_blame(chats: Project) -> None:
+    tools = [{"type": "function", "function": {"name": "weather"}}]
+    write(chats, {**CHAT, "tools": tools})
+    assert says(chats.one(look), "does not write the tools", "name another template")
+
+
 @pytest.mark.parametrize(
     ("name", "place"),
     [

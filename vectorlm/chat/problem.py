@@ -4,6 +4,11 @@
 
 from __future__ import annotations
 
+REFUSED = "refused by the template"
+UNCLEAR = "turns not found"
+UNWRITTEN = "not written by the template"
+OF_THE_TEMPLATE = (REFUSED, UNCLEAR, UNWRITTEN)  # another one may be fine with the row
+
 
 class RowProblem(Exception):
     """`reason` is what rows are counted by, `detail` the sentence for this one."""

@@ -5,7 +5,8 @@ own.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -13,11 +14,12 @@ from vectorlm.chat import formats
 from vectorlm.chat.formats import Conversation, PromptCompletion
 from vectorlm.chat.problem import RowProblem
 from vectorlm.chat.shapes import Span
-from vectorlm.chat.spans import Finder
+from vectorlm.chat.spans import TRIAL, Finder
 from vectorlm.chat.template import ChatTemplate
 from vectorlm.errors import DataError
 
 NOT_UTF8 = "not UTF-8"
+MARK = re.compile(r"<\|[^|<>\s]+\|>")  # as the families write their special tokens
 
 
 class Recipe(NamedTuple):
@@ -99,6 +101,52 @@ class Renderer:
         text = row.prompt + row.completion
         start = 0 if self.recipe.learn == "all" else len(row.prompt)
         return Piece(text, [(start, len(text))], self.recipe.bos_id, self.recipe.eos_id)
+
+
+def oddities(renderer: Renderer, values: Iterable[Any]) -> Iterator[str]:
+    """What is lawful, and hardly what is wanted, of conversations and their template."""
+    if _loses_thinking(renderer, values):
+        yield (
+            "rows have thinking (reasoning_content) that the chat template does not write: it is "
+            "not learned"
+        )
+    unknown = _unknown_marks(renderer)
+    if unknown:
+        yield (
+            f"the chat template writes {' and '.join(unknown)}, which this tokenizer does not know "
+            "as one token: each is taken apart into several, here and where the model answers"
+        )
+
+
+def _loses_thinking(renderer: Renderer, values: Iterable[Any]) -> bool:
+    """Some do, in all but the last answer; this is about those that never write it."""
+    found = False
+    for value in values:
+        try:
+            parsed = renderer.parsed(value)
+            if not isinstance(parsed, Conversation):
+                continue
+            thoughts = [one.get("reasoning_content", "").strip() for one in parsed.messages]
+            if not any(thoughts):
+                continue
+            text = renderer.finder.find(parsed).text
+        except RowProblem:
+            continue
+        if any(thought and thought in text for thought in thoughts):
+            return False
+        found = True
+    return found
+
+
+def _unknown_marks(renderer: Renderer) -> list[str]:
+    known = renderer.recipe.added
+    if not known:
+        return []
+    try:
+        text = renderer.finder.template.render(TRIAL)
+    except RowProblem:
+        return []
+    return [mark for mark in dict.fromkeys(MARK.findall(text)) if mark not in known]
 
 
 def _encodable(piece: Piece) -> Piece:

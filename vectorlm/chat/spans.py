@@ -22,13 +22,11 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from vectorlm.chat.formats import Conversation, Message
-from vectorlm.chat.problem import RowProblem
+from vectorlm.chat.problem import UNCLEAR, UNWRITTEN, RowProblem
 from vectorlm.chat.shapes import Pattern, Span, example_of, shape_of
 from vectorlm.chat.template import KEY, ChatTemplate
 from vectorlm.errors import DataError
 
-UNCLEAR = "turns not found"
-UNWRITTEN = "not written by the template"
 NOTHING = "nothing to learn"
 PROBE = "\uf8e5\uf8e6\uf8e7"  # private characters: in no text, and nothing a template looks for
 MOST_PATTERNS = 500

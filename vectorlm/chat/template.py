@@ -20,14 +20,13 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-from vectorlm.chat.problem import RowProblem
+from vectorlm.chat.problem import REFUSED, RowProblem
 from vectorlm.errors import DataError
 
 FILE = "chat_template.jinja"
 SETTINGS = "tokenizer_config.json"
 SPECIAL_MAP = "special_tokens_map.json"
 KEY = "dataset_preprocess.chat_template"
-REFUSED = "refused by the template"
 # What templates that write a date fall back to themselves; any day of its own would make the
 # prepared rows depend on when they were prepared.
 TODAY = datetime.datetime(2024, 7, 26)

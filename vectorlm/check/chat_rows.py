@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from vectorlm.chat.formats import FORMATS, TURNS, column_names
-from vectorlm.chat.problem import RowProblem
-from vectorlm.chat.renderer import Recipe, Refused, Renderer
+from vectorlm.chat.problem import OF_THE_TEMPLATE, RowProblem
+from vectorlm.chat.renderer import Recipe, Refused, Renderer, oddities
 from vectorlm.chat.template import KEY, find_template
 from vectorlm.check.finding import Finding, Surroundings, error, warning
 from vectorlm.config.schema import DatasetPreprocess
@@ -18,6 +18,10 @@ from vectorlm.errors import DataError
 from vectorlm.tokenizer_files import added_tokens
 
 SKIP = "mend it, or set dataset_preprocess.skip_bad_rows: true"
+OTHER_TEMPLATE = (
+    f"name another template with {KEY}, such as configs/chatml.jinja; or mend the row, or set "
+    "dataset_preprocess.skip_bad_rows: true"
+)
 
 Rows = Sequence[tuple[str, Any]]  # where, and the record
 
@@ -51,13 +55,17 @@ def look_at_chats(
             if has_tokens:  # without them, ends are not seen
                 renderer.finder.check_template()
         bad = next(_problems(renderer, rows), None)
+        odd = list(oddities(renderer, [row for _, row in rows])) if row_format in TURNS else []
     except DataError as problem:
         text, _, cure = str(problem).partition("\n")
         yield error(KEY, text.removeprefix(f"{KEY}: "), cure)
         return
     if bad is not None:
         where, why = bad
-        yield (warning if options.skip_bad_rows else error)(key, f"{where}: {why.detail}", SKIP)
+        cure = OTHER_TEMPLATE if why.reason in OF_THE_TEMPLATE else SKIP
+        yield (warning if options.skip_bad_rows else error)(key, f"{where}: {why.detail}", cure)
+    for text in odd:
+        yield warning(KEY, text, f"name a template that fits with {KEY}, see docs/chat.md")
 
 
 def _renderer(

@@ -12,8 +12,10 @@ from vectorlm.chat.spans import Finder
 from vectorlm.chat.template import ChatTemplate
 
 FOLDER = Path(__file__).parent / "templates"
+ROOT = Path(__file__).parents[3]
 TEMPLATES = sorted(path.stem for path in FOLDER.glob("*.jinja"))
-SOUND = [name for name in TEMPLATES if name != "hopeless"]
+SHIPPED = ["configs/chatml", "configs/plain_chat"]
+SOUND = [name for name in TEMPLATES if name != "hopeless"] + SHIPPED
 NAMED = {"bos_token": "<s>", "eos_token": "</s>"}
 SPECIAL = [
     "<s>",
@@ -74,8 +76,12 @@ def conversation(
     return Conversation(list(messages), flags or [None] * len(messages), tools)
 
 
+def path_of(name: str) -> Path:
+    return (ROOT if name in SHIPPED else FOLDER) / f"{name}.jinja"
+
+
 def source(name: str) -> str:
-    return (FOLDER / f"{name}.jinja").read_text(encoding="utf-8")
+    return path_of(name).read_text(encoding="utf-8")
 
 
 def template(name: str) -> ChatTemplate:

@@ -10,7 +10,17 @@ from typing import Any
 
 import pytest
 
-from tests.data.chat.models import NAMED, SOUND, finder, model_folder, said, source, system, user
+from tests.data.chat.models import (
+    NAMED,
+    SOUND,
+    finder,
+    model_folder,
+    path_of,
+    said,
+    source,
+    system,
+    user,
+)
 from tests.data.conftest import options_of
 from vectorlm.chat.formats import Conversation
 from vectorlm.chat.problem import RowProblem
@@ -35,9 +45,8 @@ def tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 def encoder_of(
     tokenizer: TextTokenizer, template: str | None, row_format: str = "messages", **options: Any
 ) -> ChatEncoder:
-    path = Path(__file__).parent / f"templates/{template}.jinja"
     if template is not None:
-        options["chat_template"] = str(path)
+        options["chat_template"] = str(path_of(template))
     rows = RowsAre(row_format, None, "")
     return make_encoder(options_of("-", **options), rows, tokenizer, "nowhere", "jsonl")
 

@@ -15,7 +15,7 @@ import numpy as np
 from vectorlm.chat import formats
 from vectorlm.chat.formats import COLUMNAR, TURNS, Tokenized
 from vectorlm.chat.problem import RowProblem
-from vectorlm.chat.renderer import Piece, Recipe, Refused, Renderer
+from vectorlm.chat.renderer import Piece, Recipe, Refused, Renderer, oddities
 from vectorlm.chat.spans import NOTHING
 from vectorlm.chat.template import find_template
 from vectorlm.config.schema import DatasetPreprocess
@@ -30,6 +30,8 @@ from vectorlm.errors import DataError
 from vectorlm.hub_cache import find_model_folder
 from vectorlm.row import Tokens
 from vectorlm.row_batch import BadRow, Position, RowBatch
+
+LOOKED_AT = 100
 
 Made = tuple[Tokens, Tokens, Offsets]  # ids, labels, and where each document begins
 
@@ -188,6 +190,20 @@ def recipe_of(
         [*(text for text, is_special in tokens.items() if is_special), *special.values()],
         list(tokens),
     )
+
+
+def oddities_of(
+    options: DatasetPreprocess,
+    source: Source,
+    row_format: str,
+    tokenizer: TextTokenizer,
+    model: str,
+) -> list[str]:
+    """By the first rows."""
+    nulls = source.kind in COLUMNAR
+    first: list[Any] = next((batch.values for batch in source.batches() if batch.values), [])
+    renderer = Renderer(recipe_of(options, row_format, tokenizer, model, nulls))
+    return list(oddities(renderer, first[:LOOKED_AT]))
 
 
 def added_tokens(tokenizer: TextTokenizer) -> dict[str, bool]:
