@@ -20,7 +20,7 @@ from tests import tiny
 from tests.conftest import ModelFolder
 from vectorlm import checkpoint, export, proof, weights
 from vectorlm.blueprint import Blueprint
-from vectorlm.config.schema import Config, TrainParameters
+from vectorlm.config.schema import Config, DatasetPreprocess, TrainParameters
 from vectorlm.errors import ExportError
 from vectorlm.merge import Adapters, Merge, quiet_peft
 from vectorlm.utils import convert_to_hf
@@ -218,6 +218,26 @@ def test_the_tokenizer_and_its_template_come_along(base: Path, run: Path) -> Non
         assert (done.folder / name).read_bytes() == (base / name).read_bytes()
     assert AutoTokenizer.from_pretrained(done.folder).chat_template == tiny.CHAT_TEMPLATE
     assert (done.folder / "generation_config.json").exists()
+
+
+def test_the_template_of_the_data_goes_with_the_model(
+    base: Path, run: Path, tmp_path: Path
+) -> None:
+    """A base model has none, and the model has learned to answer to this one."""
+    mine = tmp_path / "mine.jinja"
+    mine.write_text("{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}")
+    config = config_for(base, run)
+
+    def exported(**keys: Any) -> tuple[Any, str]:
+        section = DatasetPreprocess.model_validate({"save_path": "rows", **keys})
+        done = export.convert(config.model_copy(update={"dataset_preprocess": section}))
+        return AutoTokenizer.from_pretrained(done.folder).chat_template, str(done)
+
+    found, told = exported(load_path="a", chat_template=str(mine))
+    assert (found, f"with the chat template {mine}" in told) == (mine.read_text(), True)
+    found, told = exported(load_path="a", chat_template="gone.jinja")
+    assert (found, "gone.jinja: No such file" in told) == (tiny.CHAT_TEMPLATE, True)
+    assert exported(load_path="a")[0] == tiny.CHAT_TEMPLATE
 
 
 # Adapters

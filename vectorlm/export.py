@@ -129,8 +129,9 @@ def convert(
             exported = _write_adapters(source, folder, dtype, verify)
         else:
             exported = _write_model(source, folder, dtype, verify, max_shard_bytes)
+        template = _write_template(config, folder)
         _mark(folder, source, exported)
-    notes = exported.notes
+    notes = exported.notes + template
     if had_adapters and not adapters:
         notes += ("the adapters that lay there are replaced",)
     return replace(exported, folder=target, notes=notes)
@@ -333,6 +334,21 @@ def _copy_tokenizer(base: Base, folder: Path) -> list[str]:
         if any("token" in path.name or "vocab" in path.name for path in found)
         else ["the base has no tokenizer"]
     )
+
+
+def _write_template(config: Config, folder: Path) -> tuple[str, ...]:
+    """Where one was given by path, it is what the model has learned to answer to."""
+    prepare = config.dataset_preprocess
+    if prepare is None or prepare.chat_template is None:
+        return ()
+    path = Path(prepare.chat_template).expanduser()
+    try:
+        text = path.read_bytes()
+    except OSError as problem:
+        return (f"the base's chat template is kept: {path}: {problem.strerror}",)
+    with write_errors(folder, len(text)):
+        (folder / "chat_template.jinja").write_bytes(text)
+    return (f"with the chat template {path}",)
 
 
 # Publishing
