@@ -173,16 +173,18 @@ def test_data_prepared_otherwise_is_refused(folder: Path, key: str, value: int) 
     assert f"{key} {prepared}" in message
     assert f"the configuration says {value}" in message
     assert f"set it to {prepared}" in message
-    assert "preprocess_data.py" in message
+    assert "vectorlm preprocess" in message
 
 
 def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"nowhere: there is no such folder.*\n.*preprocess_data"):
+    with pytest.raises(
+        DataError, match=r"nowhere: there is no such folder.*\n.*vectorlm preprocess"
+    ):
         opened(tmp_path / "nowhere")
 
 
 def test_a_folder_without_a_manifest_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no manifest\.json.*\n.*preprocess_data"):
+    with pytest.raises(DataError, match=r"no manifest\.json.*\n.*vectorlm preprocess"):
         opened(tmp_path)
 
 

@@ -70,6 +70,18 @@ def test_rows_as_a_person_would_read_them(config: Path, capsys: pytest.CaptureFi
     assert "\033" not in said
 
 
+def test_what_would_be_prepared_otherwise_now(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["data", "inspect", "--config", str(config), "--rows", "1"]
+    assert main([*arguments, "--set", "dataset_preprocess.learn=all"]) == 0
+    first, *_ = capsys.readouterr().out.splitlines()
+    told = f"Prepared otherwise than {config} says now: learn was 'assistant' and is 'all'"
+    assert first == told
+    assert main(arguments) == 0
+    assert "Prepared otherwise" not in capsys.readouterr().out
+
+
 def test_another_folder_and_another_tokenizer(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -80,6 +92,7 @@ def test_another_folder_and_another_tokenizer(
     assert main(arguments) == 0, "other bytes, the same ids"
     said = capsys.readouterr().out
     assert "=== row 0: 3 tokens, 2 learned, documents: 1" in said
+    assert "pieces of documents by length" in said
     assert "7 documents were cut: one that is shown may be a piece" in said
     for file_sha256 in ("content:0", None):
         shutil.rmtree(tmp_path / "rows")

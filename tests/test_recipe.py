@@ -107,7 +107,7 @@ def of_entry(number: int, **values: Any) -> Edit:
 
 ONE: dict[str, tuple[Edit, str]] = {
     "learn": (put(learn="all"), "learn was 'assistant' and is 'all'"),
-    "template": (put(chat_template="u.jinja"), "the text of chat_template was "),
+    "template": (put(chat_template="u.jinja"), "the text of chat_template is another"),
     "gone template": (put(chat_template="v.jinja"), "v.jinja cannot be read"),
     "no template": (lambda p: p.pop("chat_template"), "no chat template"),
     "format": (put(dataset_format="sharegpt"), "dataset_format was 'messages' and is 'sharegpt'"),
@@ -123,7 +123,7 @@ ONE: dict[str, tuple[Edit, str]] = {
 SEVERAL: dict[str, tuple[Edit, str]] = {
     "learn": (put(learn="all"), "learn was 'assistant' and is 'all'"),
     "held out": (put(val_split=0.3), "val_split was 0.2 and is 0.3"),
-    "template": (put(chat_template="u.jinja"), "the text of chat_template was "),
+    "template": (put(chat_template="u.jinja"), "the text of chat_template is another"),
     "weight": (of_entry(0, weight=0.5), "weight of source 1 was 0.7 and is 0.5"),
     "removed": (lambda p: p["datasets"].pop(), "the number of sources was 2 and is 1"),
     "one more": (

@@ -123,20 +123,20 @@ def assert_told(run: Run, capfd: pytest.CaptureFixture[str], *said: Any) -> None
 def test_missing_data(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
     absent = run.folder / "nowhere"
     run.dataset(train_ds=str(absent))
-    assert_told(run, capfd, absent, "no such folder", "python preprocess_data.py --config")
+    assert_told(run, capfd, absent, "no such folder", "vectorlm preprocess --config")
 
 
 def test_missing_evaluation_data(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
     absent = run.folder / "nowhere"
     run.dataset(eval_ds=str(absent))
-    assert_told(run, capfd, absent, "no such folder", "python preprocess_data.py --config")
+    assert_told(run, capfd, absent, "no such folder", "vectorlm preprocess --config")
 
 
 def test_a_model_folder_as_data(
     run: Run, shared: dict[str, Path], capfd: pytest.CaptureFixture[str]
 ) -> None:
     run.dataset(train_ds=str(shared["model"]))
-    assert_told(run, capfd, shared["model"], "no manifest.json", "preprocess_data.py")
+    assert_told(run, capfd, shared["model"], "no manifest.json", "vectorlm preprocess")
 
 
 def test_data_of_another_tokenizer(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
@@ -365,5 +365,5 @@ def test_the_command(run: Run) -> None:
     assert done.stdout == ""
     assert done.stderr.splitlines() == [
         f"{run.folder / 'nowhere'}: there is no such folder of prepared data.",
-        "Prepare it with: python preprocess_data.py --config <your config.yaml>",
+        "Prepare it with: vectorlm preprocess --config <your config.yaml>",
     ]

@@ -127,8 +127,8 @@ class Dataset:
         if prepared != asked:
             raise DataError(
                 f"{self.folder}: was prepared with {key} {prepared}, the configuration says "
-                f"{asked}; set it to {prepared}, or prepare the data again: python "
-                "preprocess_data.py --config ..."
+                f"{asked}; set it to {prepared}, or prepare the data again: "
+                "vectorlm preprocess --config ..."
             )
 
     @property

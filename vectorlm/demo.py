@@ -292,7 +292,10 @@ def run_door(arguments: list[str]) -> float:
 
 
 def report(before: Verdict, after: Verdict, seconds: dict[str, float]) -> None:
-    print("\nWhat plain transformers says of the two folders, on documents neither has seen:\n")
+    print(
+        "\nWhat plain transformers says of the two folders, on documents neither has seen. Each is "
+        "whole\nhere, and keeps its beginning; rows of training cut some, whose loss is higher.\n"
+    )
     print(f"  {'':12}{'before':>10}{'after':>10}")
     print(f"  {'eval loss':12}{before.eval_loss:10.3f}{after.eval_loss:10.3f}")
     for was, now in zip(before.samples, after.samples, strict=True):

@@ -25,6 +25,7 @@ from vectorlm.data.tokenize import load_tokenizer
 from vectorlm.errors import EXIT_OK
 from vectorlm.hub_cache import find_model_folder
 from vectorlm.manifest import Manifest, read_manifest, refuse_other_tokenizer
+from vectorlm.recipe import changed_since
 from vectorlm.row import Row
 from vectorlm.tokenizer_files import FAST, tokenizer_file_sha256
 
@@ -39,10 +40,14 @@ def inspect(config_path: str, overrides: Sequence[str], rows: int, folder: str |
     manifest, table = read_manifest(path), open_rows(path)
     _refuse_other_tokenizer(config.model, Path(path), manifest)
     reader = Reader(load_backend(config.model), sys.stdout)
+    changed = "; ".join(changed_since(config, path, manifest))
+    if changed:
+        print(f"Prepared otherwise than {config_path} says now: {changed}\n")
     print(overview(path, manifest))
-    print(histogram(document_lengths(table)))
-    if manifest.cut_documents:
-        print(f"  {manifest.cut_documents:,} documents were cut: one that is shown may be a piece")
+    cut = manifest.cut_documents
+    print(histogram(document_lengths(table), "pieces of documents" if cut else "documents"))
+    if cut:
+        print(f"  {cut:,} documents were cut: one that is shown may be a piece")
     for number in evenly(table.num_rows, rows):
         print()
         print("\n".join(reader.lines(number, row_of(table, number))))
@@ -106,11 +111,11 @@ def document_lengths(table: pa.Table) -> np.ndarray[Any, np.dtype[np.int64]]:
     return np.concatenate(parts)
 
 
-def histogram(lengths: np.ndarray[Any, np.dtype[np.int64]]) -> str:
+def histogram(lengths: np.ndarray[Any, np.dtype[np.int64]], what: str = "documents") -> str:
     """By powers of two, one line each from the shortest to the longest."""
     counts = np.bincount(np.frexp(lengths)[1])
     first = int(np.flatnonzero(counts)[0])
-    lines = [f"  documents by length (median {int(np.median(lengths)):,} tokens)"]
+    lines = [f"  {what} by length (median {int(np.median(lengths)):,} tokens)"]
     for power in range(first, len(counts)):
         low, high = 1 << (power - 1), (1 << power) - 1
         bar = "#" * round(BAR * counts[power] / counts.max())

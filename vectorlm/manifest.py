@@ -81,7 +81,7 @@ def options_sha256(options: Mapping[str, Any]) -> str:
 def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
     """The manifest of a prepared folder; a DataError says what is wrong and how to prepare it."""
     path = Path(folder) / MANIFEST_NAME
-    cure = "Prepare it with: python preprocess_data.py --config <your config.yaml>"
+    cure = "Prepare it with: vectorlm preprocess --config <your config.yaml>"
     if not path.parent.is_dir():
         raise DataError(f"{path.parent}: there is no such folder of prepared data.\n{cure}")
     try:
@@ -101,7 +101,7 @@ def refuse_other_tokenizer(folder: Path, manifest: Manifest, sha256: str, model:
     if manifest.tokenizer_sha256 != sha256:
         raise DataError(
             f"{folder}: was prepared with another tokenizer than that of {model}; "
-            "prepare it again: python preprocess_data.py --config ..."
+            "prepare it again: vectorlm preprocess --config ..."
         )
 
 

@@ -82,7 +82,7 @@ def prepare_config(config: Config) -> list[Manifest]:
         os.environ["RAYON_NUM_THREADS"] = str(jobs[0].options.workers)
     tokenizer = load_tokenizer(config.model)
     encoders = [make_encoder(job, tokenizer) for job in jobs]
-    tell_formats(jobs)
+    tell_formats(jobs, tokenizer)
     texts = any(part.rows.is_text for job in jobs for part in job.parts)
     if texts and jobs[0].options.add_bos_eos_tokens and tokenizer.bos_id is None:
         print("The tokenizer has no BOS token: documents end with EOS but begin with nothing.")
@@ -206,7 +206,8 @@ def changes(job: Job, old: Manifest, made_from: dict[str, Any]) -> list[str]:
         reasons += differences(old.options, made_from["options"]) or ["its options changed"]
     if old.tokenizer_sha256 != made_from["tokenizer_sha256"]:
         reasons.append("the tokenizer changed")
-    if old.source_sha256 != made_from["source_sha256"]:
+    same_places = len(old.sources) == len(job.folder.sources) and not other_places(job.folder, old)
+    if old.source_sha256 != made_from["source_sha256"] and (same_places or not reasons):
         reasons.append("the source's contents changed")
     return reasons or damage(job.save_path)
 
@@ -271,7 +272,7 @@ class Making:
             self.refused.close()
             skipped = self.refused.counts + self.packer.skipped
             if not writer.supervised_tokens:
-                raise DataError(nothing_left(job, skipped, self.refused))
+                raise DataError(nothing_left(self, skipped))
             made_from = self.made_from()
             job.source.check_unchanged()
             manifest = writer.publish(
@@ -351,15 +352,22 @@ class Making:
 # --- what is said -------------------------------------------------------------------
 
 
-def tell_formats(jobs: list[Job]) -> None:
-    """What the rows were taken for, where they are no plain texts."""
-    for line in dict.fromkeys(
-        f"{part.source.name}: rows of {part.rows.row_format} ({part.rows.reason})"
-        for job in jobs
-        for part in job.parts
-        if part.rows.reason
-    ):
+def tell_formats(jobs: list[Job], tokenizer: TextTokenizer) -> None:
+    """What the rows were taken for, where they are no plain texts, and what is odd about them."""
+    lines = [line for job in jobs for part in job.parts for line in told_of(job, part, tokenizer)]
+    for line in dict.fromkeys(lines):
         print(line)
+
+
+def told_of(job: Job, part: Part, tokenizer: TextTokenizer) -> Iterator[str]:
+    name, rows = part.source.name, part.rows
+    if rows.reason:
+        yield f"{name}: rows of {rows.row_format} ({rows.reason})"
+    if rows.row_format in TURNS:
+        from vectorlm.data.chat.encoder import oddities_of
+
+        for text in oddities_of(part.options, part.source, rows.row_format, tokenizer, job.model):
+            yield f"warning: {name}: {text}; see docs/chat.md"
 
 
 def summary(making: Making, made: Manifest, seconds: float) -> str:
@@ -376,8 +384,10 @@ def summary(making: Making, made: Manifest, seconds: float) -> str:
         lines.append(f"  skipped    {counts_text(made.skipped)}")
     lines += [f"    {line}" for line in refused.shown.values()]
     if refused.counts:
-        which = f"the first {MOST_LISTED:,}" if refused.counts.total() > MOST_LISTED else "such"
-        lines.append(f"    {which} rows are listed in {os.path.join(job.save_path, REFUSED_NAME)}")
+        total, rows = refused.counts.total(), sum(one.rows for one in making.account.sources)
+        which = f"; the first {MOST_LISTED:,} are" if total > MOST_LISTED else ","
+        listed = f"listed in {os.path.join(job.save_path, REFUSED_NAME)}"
+        lines.append(f"    {total:,} of {rows:,} rows ({total / rows:.1%}){which} {listed}")
     sources = making.account.lines()
     lines += ["  sources", *sources] if sources else []
     if any(part.rows.row_format == "tokenized" for part in job.parts):
@@ -410,12 +420,8 @@ def counts_text(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count:,} {reason}" for reason, count in sorted(counts.items()))
 
 
-def nothing_left(job: Job, skipped: Mapping[str, int], refused: Refused) -> str:
-    why = (
-        f"skipped: {counts_text(skipped)}"
-        if skipped
-        else "it is empty, or all of its tokens stand before a separator"
-    )
+def nothing_left(making: Making, skipped: Mapping[str, int]) -> str:
+    job = making.job
     if job.folder.held and not skipped:
         return (
             f"dataset_preprocess.val_split: {job.options.val_split:g} holds out no row of "
@@ -423,7 +429,18 @@ def nothing_left(job: Job, skipped: Mapping[str, int], refused: Refused) -> str:
         )
     return "\n".join(
         [
-            f"load_path: {job.source.name} leaves nothing to learn ({why}).",
-            *refused.shown.values(),
+            f"dataset_preprocess: {job.source.name} leaves nothing to learn "
+            f"({why_nothing(making, skipped)}).",
+            *making.refused.shown.values(),
         ]
     )
+
+
+def why_nothing(making: Making, skipped: Mapping[str, int]) -> str:
+    if skipped:
+        return f"skipped: {counts_text(skipped)}"
+    if making.account.unused():
+        return "its weight takes none of its rows: raise it"
+    if any(part.options.separator for part in making.job.parts):
+        return "it is empty, or all of its tokens stand before the separator"
+    return "it is empty"

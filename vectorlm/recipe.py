@@ -140,7 +140,11 @@ def _changed(made: Mapping[str, Any], now: Mapping[str, Any], of: str = "") -> I
         old, new = made.get(key, DEFAULTS.get(key)), now.get(key, DEFAULTS.get(key))
         if old != new and (both or key not in FOLLOWING):
             whose = "" if key in OF_ALL_SOURCES else of
-            yield f"{NAMES.get(key, key)}{whose} was {_short(old)} and is {_short(new)}"
+            name = NAMES.get(key, key)
+            if key.endswith("_sha256") and both:
+                yield f"{name}{whose} is another"
+            else:
+                yield f"{name}{whose} was {_short(old)} and is {_short(new)}"
 
 
 # What a key that is not written down stands for.
@@ -225,5 +229,5 @@ def refuse_if_changed(config: Config, folder: str, manifest: Manifest) -> None:
     if reasons:
         raise DataError(
             f"{folder}: was prepared otherwise than dataset_preprocess says now: {reasons}; "
-            "prepare it again, or set that back: vectorlm preprocess"
+            "prepare it again, or set that back: vectorlm preprocess --config <your config.yaml>"
         )

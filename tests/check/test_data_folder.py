@@ -156,6 +156,12 @@ def test_few_rows_for_many_ranks(project: Project) -> None:
     assert project.find(look) == []
 
 
+def test_few_rows_for_any_number_of_ranks(project: Project) -> None:
+    project.config["dataset"]["train_bs"] = 65
+    text = r"65 rows \(1 rank x train_bs 65 .*64 in all: .* single step"
+    assert says(project.one(look, "warning"), text, "lower")
+
+
 def test_a_job_needs_data(project: Project) -> None:
     del project.config["dataset"]
     assert project.find(look) == []  # preprocessing alone needs none
@@ -231,6 +237,16 @@ def test_data_that_can_be_prepared(project: Project) -> None:
     unprepared(project)
     found = project.one(look, "warning")
     assert says(found, "is not prepared yet", "vectorlm preprocess --config")
+
+
+def test_a_file_in_two_sources(project: Project) -> None:
+    unprepared(project)
+    del project.config["dataset_preprocess"]["load_path"]
+    entries = [{"load_path": str(project.raw)}, {"load_path": str(project.folder / "*.jsonl")}]
+    project.config["dataset_preprocess"]["datasets"] = entries
+    (twice,) = (one for one in project.find(look) if one.where.endswith("datasets"))
+    assert says(twice, "raw.jsonl is in two sources", "weight of 2")
+    assert twice.severity == "warning"
 
 
 SOURCES: dict[str, tuple[Spoil, str, str]] = {
@@ -312,6 +328,11 @@ SOURCES: dict[str, tuple[Spoil, str, str]] = {
         "shards/1.jsonl looks cut: .*, and 1 more look so",
         "copy it again",
     ),
+    "empty": (
+        lambda p: (unprepared(p), p.raw.write_text("")),
+        "raw.jsonl holds no rows",
+        "give a file that has some",
+    ),
     "something else there": (
         lambda p: (unprepared(p), p.data.mkdir(), (p.data / "thesis.tex").write_text("x")),
         "save_path: .* no prepared data of ours",
@@ -333,9 +354,8 @@ def shards(project: Project, *texts: str) -> None:
         '{"text": "x"}\n{"text": "no newline behind it"}',
         '{"text": "x"}\n\n  \r\n',
         '{"text": "x"}\n{"text": "' + "y" * 2**21 + '"}\n',
-        "",
     ],
-    ids=["no newline", "empty lines", "a long row", "empty"],
+    ids=["no newline", "empty lines", "a long row"],
 )
 def test_a_source_with_a_whole_end(text: str, project: Project) -> None:
     unprepared(project)

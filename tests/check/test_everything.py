@@ -41,7 +41,8 @@ def test_all_at_once_the_worst_first(project: Project) -> None:
 
 
 def test_overrides_count(project: Project) -> None:
-    assert says(found(project, "train_parameters.max_seq_len=16")[0], "16", "prepare")
+    override = "train_parameters.max_seq_len=16"
+    assert says(found(project, override)[0], "16", f"prepare.* --set {override}$")
 
 
 def test_each_run_of_a_sweep_is_looked_at_and_equal_findings_told_once(project: Project) -> None:

@@ -181,7 +181,7 @@ def test_bad_rows_are_skipped_counted_and_the_first_shown(
     # One of each kind is shown; all are listed, for the user alone.
     assert sum(f"    {path}:{line}: " in said for line in range(1, 9)) == len(manifest.skipped)
     listed = tmp_path / "prepared" / "refused.jsonl"
-    assert f"such rows are listed in {listed}" in said
+    assert f"6 of 8 rows (75.0%), listed in {listed}" in said
     rows = [json.loads(line) for line in listed.read_text().splitlines()]
     assert sorted(row["line"] for row in rows) == [2, 3, 4, 5, 6, 7]
     assert rows[0]["source"] == str(path)
@@ -346,6 +346,21 @@ def test_progress_says_rate_and_time_left(
     assert line.startswith("training data: 100%, ")
     assert "documents/s, " in line
     assert line.endswith("tokens/s, about 0:00:00 left")
+
+
+def test_time_left_is_of_what_this_run_has_done(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that goes on begins somewhere in the middle."""
+    now = 0.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    one = progress.Progress("data")
+    for now, fraction in ((5.0, 0.7), (15.0, 0.8)):  # noqa: B007
+        one.update(1, 10, fraction)
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("data: 70%, ")
+    assert not first.endswith("left")
+    assert second.endswith(", about 0:00:20 left")
 
 
 def test_on_a_terminal_progress_is_a_bar(

@@ -8,6 +8,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +197,22 @@ def test_the_format_chooses_where_endings_do_not(tmp_path: Path) -> None:
 def test_a_hub_name_without_network_says_what_to_do() -> None:
     with pytest.raises(DataError, match=r"nobody/nothing[\s\S]*save_to_disk"):
         find_source(options_of("nobody/nothing"))
+
+
+def test_where_there_is_no_network_nothing_is_tried_again_and_again() -> None:
+    script = (
+        "from vectorlm.config.schema import DatasetPreprocess\n"
+        "from vectorlm.data.sources import find_source\n"
+        "find_source(DatasetPreprocess(load_path='nobody/nothing', save_path='x'))"
+    )
+    unset = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "http_proxy", "https_proxy", "all_proxy")
+    env = {key: value for key, value in os.environ.items() if key not in unset}
+    env |= {"HF_ENDPOINT": "https://hub.invalid"}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert "no file or folder nobody/nothing here" in done.stderr
+    assert "thrown while requesting" not in done.stderr
+    assert "etry" not in done.stderr
 
 
 def test_a_hub_dataset_is_read_like_a_saved_one(

@@ -311,7 +311,7 @@ def test_a_place_that_cannot_be_written_is_said(tmp_path: Path) -> None:
 
 def test_a_missing_folder_says_how_to_prepare_it(tmp_path: Path) -> None:
     for path in (tmp_path / "nothing", tmp_path):
-        with pytest.raises(DataError, match=r"preprocess_data.py --config"):
+        with pytest.raises(DataError, match=r"vectorlm preprocess --config"):
             read_manifest(path)
 
 

@@ -91,5 +91,5 @@ def conversations_of_another_format(case: Case) -> None:
 
 @sound()
 def conversations_by_the_models_own_template(case: Case) -> None:
-    conversations(case)
+    conversations(case, *[{"messages": HELLO}] * 11)
     case.prepare_again()

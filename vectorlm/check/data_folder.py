@@ -249,13 +249,14 @@ def _other_options(
 
 
 def _enough(here: Surroundings, manifest: Manifest) -> Iterator[Finding]:
-    data, train, ranks = here.config.dataset, here.config.train_parameters, here.ranks
-    if data is None or ranks is None or not manifest.rows:
+    data, train = here.config.dataset, here.config.train_parameters
+    if data is None or not manifest.rows:
         return
+    ranks = here.ranks or 1  # at least
     batch = data.train_bs * train.gradient_accumulation_steps * ranks
     sizes = (
-        f"{ranks} ranks x train_bs {data.train_bs} x gradient_accumulation_steps "
-        f"{train.gradient_accumulation_steps}"
+        f"{'1 rank' if ranks == 1 else f'{ranks} ranks'} x train_bs {data.train_bs} x "
+        f"gradient_accumulation_steps {train.gradient_accumulation_steps}"
     )
     cure = (
         "lower dataset.train_bs or train_parameters.gradient_accumulation_steps, or use fewer GPUs"

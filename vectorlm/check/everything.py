@@ -99,7 +99,7 @@ def findings(
 ) -> list[Finding]:
     """All there is to say, the worst first; of a sweep for all its runs, each thing once."""
     runs = [
-        Surroundings(run, config_path, environ, prepares)
+        Surroundings(run, config_path, environ, prepares, overrides)
         for run in _runs(config, config_path, overrides)
     ]
     return _looked(runs, TOPICS)
@@ -117,7 +117,7 @@ def findings_beside(
         config = config.model_copy(update={"slurm": None})
     apart = {name for name in TOPICS if any(_overlaps(k, doubtful) for k in NEEDS[name].split())}
     looks = {name: look for name, look in TOPICS.items() if name not in apart}
-    found = _looked([Surroundings(config, config_path, environ)], looks)
+    found = _looked([Surroundings(config, config_path, environ, overrides=overrides)], looks)
     if apart:
         names = ", ".join(NAMES.get(name, name) for name in TOPICS if name in apart)
         text = f"not looked at, for they depend on keys that are wrong: {names}"

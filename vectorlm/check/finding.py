@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -55,6 +55,7 @@ class Surroundings:
     config_path: str
     environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
     prepares: bool = False  # whether a job prepares the data first
+    overrides: Sequence[str] = ()
 
     @cached_property
     def model_folder(self) -> Path | None:
@@ -67,7 +68,8 @@ class Surroundings:
 
     def command(self, verb: str) -> str:
         """To be copied into a shell."""
-        return f"vectorlm {verb} --config {shlex.quote(self.config_path)}"
+        words = ["vectorlm", verb, "--config", self.config_path]
+        return shlex.join(words + [word for one in self.overrides for word in ("--set", one)])
 
     @property
     def planned(self) -> Config:

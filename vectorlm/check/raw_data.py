@@ -69,6 +69,7 @@ def sources(prepare: DatasetPreprocess) -> list[Source]:
 
 
 def look_at_sources(here: Surroundings, prepare: DatasetPreprocess) -> Iterator[Finding]:
+    seen: set[tuple[str, Path]] = set()
     for source in sources(prepare):
         if (Path(source.save_path) / MANIFEST_NAME).exists():
             if not here.prepares:
@@ -87,6 +88,7 @@ def look_at_sources(here: Surroundings, prepare: DatasetPreprocess) -> Iterator[
         if files is None:
             yield from _of_the_hub(here, source)
         else:
+            yield from _twice(source, files, seen)
             cut = _cut_files(files)
             yield from _first_rows(here, source, files, cut)
             yield from _last_rows(source, cut)
@@ -111,6 +113,16 @@ def gone_sources(here: Surroundings, prepare: DatasetPreprocess) -> Iterator[Fin
                 "needs no more",
                 "put it back, or mend the path, before the data is prepared again",
             )
+
+
+def _twice(source: Source, files: SourceFiles, seen: set[tuple[str, Path]]) -> Iterator[Finding]:
+    """`seen`: the files of sources before this one, by where their rows go."""
+    found = {(source.save_path, path.resolve()) for path in files.files}
+    again = sorted(path for _, path in found & seen)
+    seen |= found
+    if again:
+        text = f"{again[0]} is in two sources: its rows go into {source.save_path} twice"
+        yield warning(source.key, text, "list it once, with a weight of 2 if that is meant")
 
 
 def _no_source(source: Source, problem: DataError) -> Finding:
@@ -167,6 +179,8 @@ def _first_rows(
         yield _unreadable(source, problem)
         return
     if batch is None:
+        if len(files.files) == 1:
+            yield error(source.key, f"{path} holds no rows", "give a file that has some")
         return
     bad = batch.bad
     if path in cut and batch.after.place >= path.stat().st_size:

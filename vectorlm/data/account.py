@@ -14,6 +14,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from vectorlm.chat.problem import OF_THE_TEMPLATE
 from vectorlm.data.documents import TOO_LONG, Documents
 from vectorlm.data.workplace import explained
 from vectorlm.errors import DataError
@@ -22,6 +23,10 @@ from vectorlm.manifest import REFUSED_NAME, SourceCounts
 from vectorlm.row_batch import BadRow, RowBatch
 
 MOST_LISTED = 100_000
+OTHER_TEMPLATE = (
+    "Name another template with dataset_preprocess.chat_template, such as configs/chatml.jinja, "
+    "mend the row"
+)
 
 
 class Refused:
@@ -48,7 +53,7 @@ class Refused:
             if not self.skip and bad.reason != TOO_LONG:
                 raise DataError(
                     f"{bad.where}: {bad.detail}.\n"
-                    "Mend the row, "
+                    f"{OTHER_TEMPLATE if bad.reason in OF_THE_TEMPLATE else 'Mend the row'}, "
                     "or set dataset_preprocess.skip_bad_rows: true to skip and count such rows."
                 )
             if self.counts.total() < MOST_LISTED:
@@ -148,6 +153,7 @@ def told(one: SourceCounts) -> list[str]:
         share = f"{100 * one.weight:g} % of its rows, once an epoch"
         lines.append(f"      weight {one.weight:g}: {share}")
     elif one.weight > 1:
-        times = f"each row {one.weight:g} times an epoch, on average"
+        on_average = "" if one.weight.is_integer() else ", on average"
+        times = f"each row {one.weight:g} times an epoch{on_average}"
         lines.append(f"      weight {one.weight:g}: {times}")
     return lines

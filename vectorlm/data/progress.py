@@ -15,6 +15,7 @@ class Progress:
         self.name = name
         self.documents = self.tokens = 0
         self.start = self.said = time.monotonic()
+        self.first: tuple[float, float] | None = None  # when, and how far: not always 0 %
 
     def __enter__(self) -> Progress:
         return self
@@ -25,17 +26,22 @@ class Progress:
     def update(self, documents: int, tokens: int, fraction: float) -> None:
         self.documents += documents
         self.tokens += tokens
+        self.first = self.first or (time.monotonic(), fraction)
         self.show(min(fraction, 1.0))
 
     def show(self, fraction: float) -> None:
         now = time.monotonic()
         if now - self.said >= PLAIN_EVERY_S:
             self.said = now
-            left = (now - self.start) * (1 - fraction) / max(fraction, 1e-9)
-            print(
-                f"{self.name}: {fraction:.0%}, {self.rates()}, about {duration(left)} left",
-                flush=True,
-            )
+            print(f"{self.name}: {fraction:.0%}, {self.rates()}{self.left(now, fraction)}")
+            sys.stdout.flush()
+
+    def left(self, now: float, fraction: float) -> str:
+        start, begun = self.first or (now, fraction)
+        if fraction == begun < 1:
+            return ""
+        left = (now - start) * (1 - fraction) / max(fraction - begun, 1e-9)
+        return f", about {duration(left)} left"
 
     def rates(self) -> str:
         seconds = max(time.monotonic() - self.start, 1e-9)

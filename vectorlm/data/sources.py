@@ -121,8 +121,15 @@ def find_source(
 
 
 def hub_source(name: str, split: str | None, options: DatasetPreprocess) -> Source:
-    import datasets
+    import logging
 
+    import datasets
+    import huggingface_hub
+
+    logging.getLogger(huggingface_hub.__name__).setLevel(logging.ERROR)  # it tells each attempt
+    if not _has_network(huggingface_hub.constants.ENDPOINT):
+        # Only what is cached can be had; the client would try for half a minute.
+        huggingface_hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
     try:
         found = datasets.load_dataset(name, split=split)
     # The hub's client and `datasets` raise errors of a dozen libraries; all mean that it cannot be
@@ -134,6 +141,21 @@ def hub_source(name: str, split: str | None, options: DatasetPreprocess) -> Sour
             raise DataError(several_splits(name, list(found)))
         found = next(iter(found.values()))
     return HubSource(name, found, options)
+
+
+def _has_network(endpoint: str) -> bool:
+    """Whether the host has an address; where a proxy asks for it, nothing can be told."""
+    import socket
+    from urllib.parse import urlsplit
+    from urllib.request import getproxies
+
+    if getproxies():
+        return True
+    try:
+        socket.getaddrinfo(urlsplit(endpoint).hostname, None)
+    except OSError:
+        return False
+    return True
 
 
 def not_loaded(name: str, error: Exception) -> str:

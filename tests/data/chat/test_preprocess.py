@@ -157,7 +157,7 @@ def test_a_template_by_path_is_part_of_what_was_used(
     mine.write_text("{% for m in messages %}{{ m.role }}> {{ m.content }}</s>{% endfor %}")
     capsys.readouterr()
     prepare_config(config)
-    assert "the text of chat_template was" in capsys.readouterr().out
+    assert "the text of chat_template is another" in capsys.readouterr().out
 
 
 def test_a_bad_row_stops_or_is_counted(tmp_path: Path, chat_config: MakeConfig) -> None:
@@ -217,6 +217,34 @@ def test_sources_with_weights(tmp_path: Path, chat_config: MakeConfig, model: Pa
     assert [one["weight"] for one in made.options["sources"]] == [0.5, 2, 1.25, 1]
     (again,) = prepare_config(config)
     assert again == made
+
+
+def test_a_weight_that_takes_nothing(tmp_path: Path, chat_config: MakeConfig) -> None:
+    options = chat_config("-").model_dump(exclude_defaults=True)
+    del options["dataset_preprocess"]["load_path"]
+    path = str(jsonl(tmp_path / "a.jsonl", chats(3)))
+    options["dataset_preprocess"]["datasets"] = [{"load_path": path, "weight": 1e-9}]
+    with pytest.raises(DataError, match="its weight takes none of its rows"):
+        prepare_config(Config.model_validate(options))
+
+
+def test_what_is_odd_about_a_template_is_said_once(
+    tmp_path: Path, chat_config: MakeConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "mine.jinja"
+    mine.write_text(source("chatml").replace("<|im_end|>", "<|stop|>"))
+    rows = [{"messages": [user("a"), said("b", "thought")]}] * 40
+    config = chat_config(
+        jsonl(tmp_path / "c.jsonl", rows + chats(300)),
+        chat_template=str(mine),
+        val_split=0.1,
+        eval_save_path=str(tmp_path / "held"),
+    )
+    prepare_config(config)
+    told = [line for line in capsys.readouterr().out.splitlines() if "warning" in line]
+    assert len(told) == 2
+    assert "rows have thinking (reasoning_content) that the chat template does not write" in told[0]
+    assert "writes <|stop|>, which this tokenizer does not know as one token" in told[1]
 
 
 def test_rows_are_held_out_without_leaking(
