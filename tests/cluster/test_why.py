@@ -575,6 +575,17 @@ def test_exit_code_two_of_a_missing_program_is_no_mistake() -> None:
     assert cause.name == "software-missing"
 
 
+@pytest.mark.parametrize("code", [126, 127])
+def test_exit_codes_of_a_shell_that_found_no_program(code: int) -> None:
+    """What it says of it may be lost: srun ends at the code."""
+    end = f"srun: error: n1: task 0: Exited with exit code {code}"
+    cause = of_log(end, TERMINATING)
+    assert cause.name == "software-missing"
+    assert f"n1: Exited with exit code {code}" in cause.sentence
+    assert cause.proof[0].text == end
+    assert of_log(f"{end}0").name == "unknown"
+
+
 def test_mistake_before_the_folder_is_claimed_is_read_from_the_log() -> None:
     said = "config.yaml:3: train_parameters.epochs: must be a whole number"
     cause = of_log(said, said, "srun: error: n2: tasks 2-3: Exited with exit code 2", code=2)

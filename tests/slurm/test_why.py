@@ -144,8 +144,12 @@ def test_killed_rank(slurm: Lab, tmp_path: Path, signal: str, words: str) -> Non
 def test_program_that_is_not_there(slurm: Lab, tmp_path: Path) -> None:
     job = Job(slurm, tmp_path, "exec no-such-python -m vectorlm.train")
     slurm.wait(job.id, limit_s=30)
-    assert "software is missing on a node" in job.why()[0]
-    assert "no-such-python: not found" in job.why()[0]
+    said = job.why()[0]
+    assert "software is missing on a node" in said
+    # srun ends at the first rank's exit code, at times before it has passed on what the shell says.
+    (log,) = tmp_path.glob("vectorlm-*.log")
+    words = "no-such-python: not found"
+    assert words in said or (words not in log.read_text() and "exit code 127" in said)
 
 
 def test_step_that_cannot_be(slurm: Lab, tmp_path: Path) -> None:

@@ -63,6 +63,7 @@ _SOFTWARE_LINE = re.compile(
     r"|VectorLM cannot be imported here.*|.*GLIBC\w*_[\d.]+. not found"
     r"|.*The following module\(s\) are unknown|FATAL: .*image|.*pyxis: .*(?:failed|error).*)"
 )
+_NO_PROGRAM = [f"Exited with exit code {code}" for code in (126, 127)]  # of a shell
 _LIBRARY = re.compile(r"GLIBC\w*_[\d.]+")
 _SHARED_LINE = re.compile(
     r".*NCCL WARN .*(?:/dev/shm/|posix_fallocate failed|creating shared memory segment)"
@@ -265,7 +266,14 @@ def software(evidence: Evidence) -> Finding | None:
         lack = f"{library[0]} is missing" if library else "software is missing or does not fit"
         return told(evidence, fault, f"{lack} for {who(evidence, fault)}: {brief(fault)}")
     seen = evidence.search(_SOFTWARE_LINE) if evidence.over or evidence.task_ends else None
-    return Finding(f"software is missing on a node: {seen[1].text}", [seen[1]]) if seen else None
+    if seen:
+        return Finding(f"software is missing on a node: {seen[1].text}", [seen[1]])
+    # The shell says which, but srun may end before it has passed that on.
+    ends = [end for end in evidence.task_ends if end.first and end.words in _NO_PROGRAM]
+    if not ends:
+        return None
+    said = f"a program is not there, or may not be run ({ends[0].host}: {ends[0].words})"
+    return Finding(f"software is missing on a node: {said}", [ends[0].line])
 
 
 def mistake(evidence: Evidence) -> Finding | None:
