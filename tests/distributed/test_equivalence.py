@@ -87,8 +87,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, model_folder: Any) -> dict[st
         gradient_accumulation_steps=2,
         optimizer={"name": "SGD", "lr": 0.1, "kwargs": {"momentum": 0.9}},
     )
-    options = adapters()
-    for name, option in options.items():
+    for name, option in adapters().items():
         two[name] = case(name, gradient_accumulation_steps=2, **option)
     four["hybrid, accumulated"] = case(
         "hybrid2",
@@ -98,7 +97,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, model_folder: Any) -> dict[st
     )
     results = run_ranks(2, train_all, two) | run_ranks(4, train_all, four)
     plain = {kind: plain_loop(case(kind, **KINDS[kind]), rows, 4) for kind in KINDS}
-    plain |= {name: plain_loop(two[name], rows, 4) for name in options}
+    plain |= {name: plain_loop(two[name], rows, 4) for name in LORA_OPTIONS}
     plain["tied"] = plain_loop(tied, rows, 4)
     plain["sgd"] = plain_loop(two["sgd"], rows, 4)
     plain["six rows"] = plain_loop(two["uneven micro-batches"], rows, 6)

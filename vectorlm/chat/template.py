@@ -212,6 +212,17 @@ def find_template(
     return ChatTemplate(source, name, known)
 
 
+def template_or_why_not(
+    chat_template: str | None, folder: Path | None, special: Mapping[str, str] | None = None
+) -> tuple[str, str, dict[str, str]] | str:
+    """Source, name and special tokens, or what is wrong: values for another process."""
+    try:
+        found = find_template(chat_template, folder, special)
+    except DataError as problem:
+        return str(problem)
+    return found.source, found.name, found.special
+
+
 def own_template(folder: Path) -> tuple[str, str] | None:
     """(where, template) as transformers chooses: the file of its own before the settings."""
     if (folder / FILE).is_file():

@@ -11,7 +11,7 @@ from typing import Any
 from vectorlm.chat.formats import FORMATS, TURNS, column_names
 from vectorlm.chat.problem import OF_THE_TEMPLATE, RowProblem
 from vectorlm.chat.renderer import Recipe, Refused, Renderer, oddities
-from vectorlm.chat.template import KEY, find_template
+from vectorlm.chat.template import KEY, template_or_why_not
 from vectorlm.check.finding import Finding, Surroundings, error, warning
 from vectorlm.config.schema import DatasetPreprocess
 from vectorlm.errors import DataError
@@ -73,14 +73,10 @@ def _renderer(
 ) -> tuple[Renderer, bool]:
     """And whether the tokenizer's special tokens are known."""
     tokens = added_tokens(folder) if folder else {}
-    template: tuple[str, str, dict[str, str]] | str
+    template = template_or_why_not(options.chat_template, folder)
     specials = [text for text, special in tokens.items() if special]
-    try:
-        found = find_template(options.chat_template, folder)
-        template = (found.source, found.name, found.special)
-        specials += found.special.values()
-    except DataError as problem:
-        template = str(problem)
+    if not isinstance(template, str):
+        specials += template[2].values()
     recipe = Recipe(
         row_format,
         options.columns,

@@ -33,8 +33,8 @@ class Progress:
         now = time.monotonic()
         if now - self.said >= PLAIN_EVERY_S:
             self.said = now
-            print(f"{self.name}: {fraction:.0%}, {self.rates()}{self.left(now, fraction)}")
-            sys.stdout.flush()
+            left = self.left(now, fraction)
+            print(f"{self.name}: {fraction:.0%}, {self.rates()}{left}", flush=True)
 
     def left(self, now: float, fraction: float) -> str:
         start, begun = self.first or (now, fraction)

@@ -17,7 +17,7 @@ from vectorlm.chat.formats import COLUMNAR, TURNS, Tokenized
 from vectorlm.chat.problem import RowProblem
 from vectorlm.chat.renderer import Piece, Recipe, Refused, Renderer, oddities
 from vectorlm.chat.spans import NOTHING
-from vectorlm.chat.template import find_template
+from vectorlm.chat.template import template_or_why_not
 from vectorlm.config.schema import DatasetPreprocess
 from vectorlm.data.chat.detection import RowsAre
 from vectorlm.data.chat.marking import Marker, Spanned
@@ -172,12 +172,6 @@ def recipe_of(
     special = tokenizer.resolved.special
     tokens = added_tokens(tokenizer)
     ends = options.add_bos_eos_tokens
-    template: tuple[str, str, dict[str, str]] | str
-    try:
-        found = find_template(options.chat_template, find_model_folder(model), special)
-        template = (found.source, found.name, found.special)
-    except DataError as error:
-        template = str(error)
     return Recipe(
         row_format,
         options.columns,
@@ -186,7 +180,7 @@ def recipe_of(
         tokenizer.bos_id if ends else None,
         tokenizer.eos_id if ends else None,
         tokenizer.eos_id,
-        template,
+        template_or_why_not(options.chat_template, find_model_folder(model), special),
         [*(text for text, is_special in tokens.items() if is_special), *special.values()],
         list(tokens),
     )
